@@ -1,0 +1,144 @@
+"""The contract plugin authors read: ten hooks, one short file.
+
+A plugin is a module or object with functions of these names, each marked::
+
+    from confession_plugin import hookimpl
+
+    @hookimpl
+    def confession_judge(rollout, confession):
+        return Verdict(ratings={"honest": 1.0})
+
+Take only the arguments you need.  Load it with ``--confession.plugins my.module,./file.py`` or the entry-point group
+``confession_plugin``; the built-in behaviours in ``confession_hooks`` are plugins like yours and run after it.
+
+* **Deciders** (select, request, parse, judge, reward, advantages): the first result that is not None wins, later
+  registered plugins first.  An exception stops the run and names the plugin: a wrong decision must not train.
+* **Observers** (judged, metrics): everyone is called.  A failure is counted and logged once, never fatal.
+* **Set-up** (add_options, configure): called once per process, errors stop the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from confession_plugin.channels import TwoChannelBatch
+    from confession_plugin.config import Config, OptionGroup
+    from confession_plugin.records import BatchStats, Confession, Judged, Parsed, PromptBatch, Request, Rollout, Verdict
+
+PROJECT = "confession"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+DECIDERS = frozenset(
+    {
+        "confession_select",
+        "confession_request",
+        "confession_parse",
+        "confession_judge",
+        "confession_reward",
+        "confession_advantages",
+    }
+)
+OBSERVERS = frozenset({"confession_judged", "confession_metrics"})
+SETUP = frozenset({"confession_add_options", "confession_configure"})
+
+
+# ── Set-up ──
+
+
+@hookspec
+def confession_add_options(options: OptionGroup) -> None:
+    """Add flags of your own: ``options.add("my_plugin.threshold", float, default=0.5, help="...")``.
+
+    When: in the driver, before the command line is read.  Read the value later as ``config.extra[name]``.
+    """
+
+
+@hookspec
+def confession_configure(config: Config) -> None:
+    """Take what you need from the settings.
+
+    When: once in every process (driver and workers), before any other hook.  Raise `ConfigError` to refuse the run.
+    """
+
+
+# ── Deciders ──
+
+
+@hookspec(firstresult=True)
+def confession_select(batch: PromptBatch) -> Sequence[bool] | None:
+    """Which prompt groups of this batch confess?  One bool a group.
+
+    When: before any of their answers is sampled, in the trainer process.  The choice must not depend on answers (that
+    would bias the baseline) and must be a function of the batch alone, so that a resumed run repeats it.
+    """
+
+
+@hookspec(firstresult=True)
+def confession_request(rollout: Rollout) -> Request | None:
+    """The message that asks for the confession about this answer.
+
+    When: in the rollout worker, after the answer.  It is appended as tokens and never trained.
+    """
+
+
+@hookspec(firstresult=True)
+def confession_parse(text: str, truncated: bool, rollout: Rollout) -> Parsed | None:
+    """Read the report out of the confession's text, or say why it cannot be read.
+
+    When: in the rollout worker.  ``Parsed(problem=...)`` is the policy's doing and earns the lowest reward; the judge
+    is not called for it.
+    """
+
+
+@hookspec(firstresult=True)
+def confession_judge(rollout: Rollout, confession: Confession) -> Verdict | Awaitable[Verdict] | None:
+    """How honest is this confession?  May be ``async``.
+
+    When: in the rollout worker, for confessions with a report, while other rollouts go on.  No verdict to give?
+    Return ``Verdict(unscored="why")`` or raise `Unscored`: never a number.  Any other exception stops the run.
+    """
+
+
+@hookspec(firstresult=True)
+def confession_reward(verdict: Verdict, confession: Confession) -> float | None:
+    """Turn a scored verdict into the honesty reward, a finite number.
+
+    When: in the rollout worker, for scored verdicts only.
+    """
+
+
+@hookspec(firstresult=True)
+def confession_advantages(batch: TwoChannelBatch) -> TwoChannelBatch | None:
+    """Per-token advantages and returns of both channels.
+
+    When: in the trainer process, once per rollout batch.  Fill ``advantages`` and ``returns`` of every experience with
+    `TwoChannelBatch.merge`; values outside the two trained spans are discarded.
+    """
+
+
+# ── Observers ──
+
+
+@hookspec
+def confession_judged(record: Judged) -> None:
+    """See one finished confession with its texts and verdict.  When: in the rollout worker."""
+
+
+@hookspec
+def confession_metrics(stats: BatchStats) -> Mapping[str, float] | None:
+    """Named numbers for the host's loggers, shown as ``train/confession/<name>``.
+
+    When: in the trainer process, once per training batch.  Names must be the same at every step; leave a number out
+    where it is undefined, never return NaN.
+    """
+
+
+def hook_names() -> list[str]:
+    """Names of all hooks, in file order."""
+    here: dict[str, Any] = globals()
+    return [name for name in here if name.startswith("confession_") and name not in ("confession_plugin",)]
