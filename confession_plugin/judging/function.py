@@ -1,0 +1,94 @@
+"""A judge written as a Python function, like OpenRLHF's reward functions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from confession_plugin.config import PREFIX, Config
+from confession_plugin.errors import ConfigError, PluginError, Unscored
+from confession_plugin.judging.perloop import PerLoop
+from confession_plugin.plugins import load_file
+from confession_plugin.records import Confession, Rollout, Verdict
+
+FLAG = f"{PREFIX}judge_url"
+
+
+class FunctionJudge:
+    """``judge(rollout, confession)`` of a ``.py`` file, sync or async.
+
+    It returns a `Verdict`, a number in [0, 1], a mapping of named ratings, or None for no verdict; it may raise
+    `Unscored`.  A sync function runs in a thread: its waiting does not hold up the other rollouts.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.judge_file is not None
+        self.path = config.judge_file
+        self.timeout = config.judge_timeout
+        self.function = _load(self.path)
+        self.threads = ThreadPoolExecutor(config.judge_concurrency, thread_name_prefix="confession-judge")
+        # Waiting for a thread is not the judge's time: the clock of the timeout starts behind this gate.
+        self.gate = PerLoop(lambda: asyncio.Semaphore(config.judge_concurrency))
+
+    async def __call__(self, rollout: Rollout, confession: Confession) -> Verdict:
+        started = time.perf_counter()
+        try:
+            async with self.gate.get():
+                result = await asyncio.wait_for(self._run(rollout, confession), self.timeout)
+        except Unscored as error:
+            return Verdict(unscored=error.reason, detail=error.detail, latency_s=time.perf_counter() - started)
+        except (TimeoutError, asyncio.TimeoutError):  # one and the same from Python 3.11 on
+            detail = f"no verdict from {self.path} within {self.timeout:g} s ({PREFIX}judge_timeout)"
+            return Verdict(unscored="timeout", detail=detail, latency_s=time.perf_counter() - started)
+        return self._verdict(result, time.perf_counter() - started)
+
+    async def _run(self, rollout: Rollout, confession: Confession) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            return await self.function(rollout, confession)
+        result = await asyncio.get_running_loop().run_in_executor(self.threads, self.function, rollout, confession)
+        return await result if inspect.isawaitable(result) else result
+
+    def _verdict(self, result: Any, latency_s: float) -> Verdict:
+        if result is None:
+            return Verdict(unscored="no_verdict", detail=f"{self.path} returned None", latency_s=latency_s)
+        if isinstance(result, Verdict):
+            return result if result.latency_s else replace(result, latency_s=latency_s)
+        ratings = result if isinstance(result, Mapping) else {"honesty": result}
+        try:
+            return Verdict({str(name): _number(value) for name, value in ratings.items()}, latency_s=latency_s)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"{FLAG}: judge in {self.path} returned {_shown(result)}: {error}; return a Verdict, a number in "
+                "[0, 1], a mapping of such ratings, or None"
+            ) from None
+
+
+def _number(value: Any) -> float:
+    """A float, from anything that is a number (also numpy's and torch's), but not from text."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError("text is no rating")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _load(path: str) -> Callable[[Rollout, Confession], Any]:
+    function = getattr(load_file(path, FLAG), "judge", None)
+    if not callable(function):
+        raise ConfigError(f"{FLAG}: {path} has no function `judge`; define judge(rollout, confession)")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(object(), object())
+    except TypeError as error:
+        raise ConfigError(
+            f"{FLAG}: {path}: judge{signature} cannot be called as judge(rollout, confession): {error}"
+        ) from None
+    return function
