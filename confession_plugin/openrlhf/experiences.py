@@ -1,0 +1,100 @@
+"""The per-sample numbers that ride in ``Experience.info``, and views of an experience as one channel sees it.
+
+``Experience.info`` is the one place of the host's batch that keeps an entry per sample through every concatenation,
+split and replay buffer.  The host logs whatever it finds there, so what is only for us is taken out again: the
+metrics after `metrics.compute_rollout_stats`, the spans before each training step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from confession_plugin.channels import Spans, keep
+
+PREFIX = "confession/"
+
+#: Needed to train: they stay until the training step.  ``tail``: tokens of request and confession together.
+SPAN_KEYS = ("asked", "length", "tail", "scored")
+#: Needed once per rollout batch: honesty rewards, then metrics.
+BATCH_KEYS = ("reward", "parsed", "truncated", "grade", "admits", "fingerprint", "latency_s", "step")
+
+_DTYPES = {"length": torch.long, "tail": torch.long, "fingerprint": torch.long, "step": torch.long}
+_UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {"grade": float("nan"), "admits": float("nan")}
+
+
+def write_info(info: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    """Add a sample's numbers to its info; every key is written for every sample, as the host demands."""
+    for key, default in _UNASKED.items():
+        info[PREFIX + key] = torch.tensor([numbers.get(key, default)], dtype=_DTYPES.get(key, torch.float32))
+
+
+def column(info: Mapping[str, Any], key: str) -> Tensor:
+    """(B,) values of one key: a tensor after the rollout, a list of 0-d tensors out of the replay buffer."""
+    values = info[PREFIX + key]
+    return values if isinstance(values, Tensor) else torch.stack([torch.as_tensor(value) for value in values])
+
+
+def spans_of(experience: Any) -> Spans:
+    """The confession spans of a batched experience."""
+    info = experience.info
+    return Spans(
+        asked=column(info, "asked").bool(), length=column(info, "length"), scored=column(info, "scored").bool()
+    )
+
+
+def drop_keys(experience: Any, keys: Sequence[str]) -> None:
+    """Take our entries out of the info before the host logs it."""
+    for key in keys:
+        experience.info.pop(PREFIX + key, None)
+
+
+def step_view(experience: Any, mask: Tensor, width: int | None = None, **changes: Any) -> Any:
+    """The experience as one channel sees it: its (B, A) mask and nothing outside it, on the first `width` positions."""
+    tokens = {
+        name: keep(value, mask)[:, :width]
+        for name in ("kl", "values")
+        if (value := getattr(experience, name)) is not None
+    }
+    action_mask = mask.to(experience.action_mask.dtype)[:, :width]
+    return dataclasses.replace(experience, action_mask=action_mask, **tokens, **changes)
+
+
+def take_rows(experience: Any, rows: Tensor) -> Any:
+    """The experience with only some of its samples, for advantage computation (which reads tensors alone)."""
+    picked = {
+        field.name: value[rows]
+        for field in dataclasses.fields(experience)
+        if isinstance(value := getattr(experience, field.name), Tensor)
+    }
+    return dataclasses.replace(experience, **picked)
+
+
+# ── Logged means over the answer's tokens ──
+
+_answer_masks: ContextVar[Mapping[int, Tensor] | None] = ContextVar("answer_masks", default=None)
+
+
+@contextmanager
+def answer_statistics(experiences: Sequence[Any]) -> Any:
+    """Inside, the host's `masked_mean` over one of these action masks reads the answer's tokens only."""
+    masks = {id(one.action_mask): spans_of(one).answer_mask(one.action_mask) for one in experiences}
+    token = _answer_masks.set(masks)
+    try:
+        yield
+    finally:
+        _answer_masks.reset(token)
+
+
+def masked_mean(host: Any, tensor: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+    """Seam: OpenRLHF ``masked_mean`` as the experience maker and the trainers read it, for logged statistics."""
+    answer = (_answer_masks.get() or {}).get(id(mask))
+    if answer is None:
+        return host(tensor, mask, *args, **kwargs)
+    return host(keep(tensor, answer), answer.to(mask.dtype if mask is not None else torch.bool), *args, **kwargs)
