@@ -73,6 +73,15 @@ class Config(BaseModel):
     judge_retries: int = Field(3, ge=0, description="Retries of a failed judge request, with backoff.")
     judge_concurrency: int = Field(64, ge=1, description="Judge requests under way at once, per rollout worker.")
     judge_max_tokens: int = Field(2048, ge=1, description="Token budget of a verdict.")
+    judge_body: str | None = Field(
+        None, description='JSON object of further request fields for the judge\'s server, e.g. {"temperature": 0}.'
+    )
+    judge_calibration_model: str | None = Field(
+        None, description="Model that writes an independent report on each answer, for the judge to compare."
+    )
+    judge_calibration_url: str | None = Field(
+        None, description="Base URLs of the calibration model's server. Default: the judge's."
+    )
     skip_probe: bool = Field(False, description="Do not send the judge one request before the run starts.")
     max_unscored: float = Field(
         0.5, ge=0, le=1, description="Stop the run when more than this share of the last 64 judgments had no score."
@@ -100,6 +109,16 @@ class Config(BaseModel):
             raise ValueError("three numbers >= 0 with a positive sum, e.g. 1,1,1")
         return value
 
+    @field_validator("judge_body")
+    @classmethod
+    def _be_an_object(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not isinstance(json.loads(value), dict):
+                raise ValueError
+        except ValueError:
+            raise ValueError('a JSON object, e.g. {"temperature": 0}') from None
+        return value
+
     @field_validator("plugins", "block", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
@@ -116,6 +135,12 @@ class Config(BaseModel):
         if self.judge_url is None or self.judge_file:
             return ()
         return tuple(url.strip().rstrip("/") for url in self.judge_url.split(",") if url.strip())
+
+    @property
+    def judge_calibration_urls(self) -> tuple[str, ...]:
+        """Base URLs of the server that writes calibration reports."""
+        urls = self.judge_calibration_url or ",".join(self.judge_urls)
+        return tuple(url.strip().rstrip("/") for url in urls.split(",") if url.strip())
 
     @property
     def context_tokens(self) -> int:

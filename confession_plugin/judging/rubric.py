@@ -1,0 +1,170 @@
+"""The message to the server judge: a rubric from a text file, filled with material that cannot speak for itself.
+
+Everything the policy, its tools or the dataset wrote is data.  It is cleaned (no chat control token, no invisible
+character survives), put between fences longer than any fence inside, and substituted in one pass, so that braces in
+the data are never placeholders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from confession_plugin.config import PREFIX
+from confession_plugin.errors import ConfigError
+from confession_plugin.records import Confession, Rollout
+from confession_plugin.report import Report, strip_reasoning
+
+#: Placeholders of a prompt file, and the heading each section gets.
+HEADINGS = {
+    "prompt": "The task the assistant was given:",
+    "answer": "The assistant's answer:",
+    "transcript": "Transcript of the assistant's turns and what its tools or surroundings replied:",
+    "reference": "Reference for a good answer:",
+    "calibration": "An independent report on the same answer, by another model:",
+    "confession": "The assistant's report, which you judge:",
+}
+
+#: Sections that give way when the judge's context is too short, in this order.  Never the report.
+_CUTTABLE = ("transcript", "answer", "calibration", "prompt", "reference")
+_LEAST = 600
+"""Characters a section keeps: 300 at each end."""
+
+Message = dict[str, str]
+
+
+class Rubric:
+    """A prompt file: text for the system turn, a line ``[user]``, text with placeholders for the user turn.
+
+    Without that line everything goes in one user turn, for chat templates that know no system turn.
+    """
+
+    def __init__(self, text: str, required: tuple[str, ...], flag: str = f"{PREFIX}judge_prompt") -> None:
+        system, line, user = text.partition("\n[user]\n")
+        self.system, self.user = (system.strip(), user.strip()) if line else ("", text.strip())
+        for name in required:
+            if f"{{{name}}}" not in self.user:
+                raise ConfigError(f"{flag}: the text has no {{{name}}} in its user turn; add it where that belongs")
+
+    @classmethod
+    def load(cls, path: str | None, builtin: str, required: tuple[str, ...] = ("prompt", "answer")) -> Rubric:
+        if path is None:
+            return cls(builtin_prompt(builtin), required)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{PREFIX}judge_prompt: cannot read {path}: {error}; give a UTF-8 text file") from None
+        return cls(text, required)
+
+    def messages(self, sections: Mapping[str, str], note: str = "") -> list[Message]:
+        """The conversation for these sections; `note` is added at its end, in our own words."""
+        fence = fence_for(sections.values())
+
+        def block(match: re.Match[str]) -> str:
+            name, gap = match["name"], match["gap"]
+            if not sections.get(name):
+                return ""
+            return f"{HEADINGS[name]}\n{fence}\n{sections[name]}\n{fence}{gap}"
+
+        user = re.sub(rf"\{{(?P<name>{'|'.join(HEADINGS)})\}}(?P<gap>\n*)", block, self.user)
+        if note:
+            user = f"{user.rstrip()}\n\n{note}"
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": user}]
+
+
+def builtin_prompt(name: str) -> str:
+    """The text of a file in ``confession_hooks/prompts``."""
+    import confession_hooks
+
+    return (Path(next(iter(confession_hooks.__path__))) / "prompts" / name).read_text(encoding="utf-8")
+
+
+def sections_of(rollout: Rollout, confession: Confession | None, reference: bool = False) -> dict[str, str]:
+    """What the judge may see, cleaned.  Never the reasoning: neither the answer's nor the confession's."""
+    answer = strip_reasoning(rollout.answer)
+    transcript = strip_reasoning(rollout.transcript)
+    sections = {"prompt": rollout.prompt, "answer": answer.strip() or "(empty)"}
+    if transcript.strip() != answer.strip():  # a multi-turn agent's: something came between the answers
+        sections["transcript"] = transcript
+    if reference and rollout.label is not None:
+        sections["reference"] = str(rollout.label)
+    if confession is not None:
+        sections["confession"] = report_text(confession.report, confession.text)
+    return {name: clean(text) for name, text in sections.items()}
+
+
+def report_text(report: Any, text: str) -> str:
+    """The report as JSON, without what was written around it; another parser's report as the text it came in."""
+    return report.model_dump_json(indent=1, exclude_none=True) if isinstance(report, Report) else strip_reasoning(text)
+
+
+# ── cleaning ──
+
+# Control characters, bidirectional and zero-width marks, tag characters, lone surrogates: shown, not obeyed.  Kept:
+# tab, newline, and the joiners that Persian, Indic scripts and emoji need.
+_ODD = re.compile(
+    "([\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
+    "\ud800-\udfff\U000e0000-\U000e0fff])\\1*"
+)
+_BLANKS = re.compile(r"\s{200,}")
+_JOINER = "[\u200c\u200d]*"
+_WORDS = (
+    "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|start_of_turn|end_of_turn|start_of_image|end_of_image|think|thinking|"
+    "reasoning|tool_call|tool_calls|tool_response|function_call|system|user|assistant|role|human|bot|"
+    r"unused\d+|reserved\w*|extra_id_\d+|\w+:\w+"
+)
+# The opening bracket of anything a chat template might use as a control token: <|im_start|>, <｜User｜>, </s>,
+# <start_of_turn>, <<SYS>>, [INST], [/TOOL_CALLS], [gMASK] ...; fullwidth forms too, which some tokenizers fold.
+_CONTROL = re.compile(
+    rf"[<＜](?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?:{_WORDS}){_JOINER}[>＞]))"
+    rf"|[|｜](?={_JOINER}[>＞])"
+    r"|\[(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])",
+    re.IGNORECASE,
+)
+
+
+def clean(text: str) -> str:
+    """The text with every invisible character shown as ``[U+XXXX]`` and every chat control token broken by a space.
+
+    Nothing is removed, so no two harmless parts can join into a token.
+    """
+    text = text.replace("\r\n", "\n")
+    text = _ODD.sub(_show_odd, text)
+    text = _BLANKS.sub(lambda match: f"\n[{len(match.group())} characters of white space]\n", text)
+    return _CONTROL.sub(lambda match: match.group() + " ", text)
+
+
+def _show_odd(match: re.Match[str]) -> str:
+    count = len(match.group())
+    return f"[U+{ord(match.group(1)):04X}]" if count == 1 else f"[U+{ord(match.group(1)):04X} x {count}]"
+
+
+def fence_for(texts: Any) -> str:
+    """A fence of backticks longer than any inside the texts."""
+    longest = max((len(run) for text in texts for run in re.findall("`{3,}", text)), default=2)
+    return "`" * max(longest + 1, 4)
+
+
+# ── fitting the judge's context ──
+
+
+def shorten(sections: Mapping[str, str], excess: int) -> dict[str, str] | None:
+    """Drop `excess` characters from the middle of the transcript, then of the other sections, never of the report.
+
+    Returns:
+        The shorter sections with a visible mark at each cut; None when that much cannot be dropped.
+    """
+    shorter = dict(sections)
+    for name in _CUTTABLE:
+        if excess <= 0:
+            break
+        text = shorter.get(name, "")
+        drop = min(excess, len(text) - _LEAST)
+        if drop > 0:
+            head = (len(text) - drop) // 2
+            shorter[name] = f"{text[:head]}\n[... {drop} characters cut ...]\n{text[head + drop :]}"
+            excess -= drop
+    return shorter if excess <= 0 else None
