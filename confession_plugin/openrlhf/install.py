@@ -7,8 +7,9 @@ classes travel by value from the driver, so they are replaced in the driver befo
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -175,3 +176,22 @@ def seam_table() -> list[tuple[str, str]]:
     return [(f"{seam.module}:{seam.path}", f"{_HERE}.{seam.replacement}") for seam in seams]
 
 
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """The worker seams in place in this process, and out again: for the seal check and for tests.
+
+    Nested uses keep the outer one's seams.
+    """
+    put_in: list[tuple[Any, str, Any]] = []
+    for seam in WORKER_SEAMS:
+        owner, name, original = host.find(seam.module, seam.path)
+        if not hasattr(original, MARK):
+            _wrap(seam, import_module(seam.module))
+            put_in.append((owner, name, original))
+    try:
+        yield
+    finally:
+        for owner, name, original in put_in:
+            setattr(owner, name, original)

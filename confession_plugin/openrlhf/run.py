@@ -113,6 +113,9 @@ def check_run(config: Config, args: Any) -> None:
     if not args.vllm.num_engines:
         raise ConfigError(f"--vllm.num_engines: {PREFIX}enable needs at least one vLLM engine; give 1 or more")
     _check_context(config, args)
+    from confession_plugin.openrlhf.seal import require_seal
+
+    print(f"[confession_plugin] {require_seal(args, config)}", flush=True)
 
 
 def _check_context(config: Config, args: Any) -> None:

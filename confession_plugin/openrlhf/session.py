@@ -6,25 +6,39 @@ variable and builds its own plugin manager from them.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from confession_plugin.config import Config
 from confession_plugin.plugins import PluginManager, configured
 
+_config: Config | None = None
+_plugins: PluginManager | None = None
 
-@cache
+
 def config() -> Config:
     """The run's settings."""
-    return Config.from_env()
+    global _config
+    if _config is None:
+        _config = Config.from_env()
+    return _config
 
 
-@cache
 def plugins() -> PluginManager:
     """The run's plugins, configured."""
-    return configured(config())
+    global _plugins
+    if _plugins is None:
+        _plugins = configured(config())
+    return _plugins
 
 
-def reset() -> None:
-    """Forget both, for tests that run several configurations in one process."""
-    config.cache_clear()
-    plugins.cache_clear()
+@contextmanager
+def using(config: Config, plugins: PluginManager | None = None) -> Iterator[None]:
+    """Other settings for the length of a block: the seal check and tests run several in one process."""
+    global _config, _plugins
+    before = _config, _plugins
+    _config, _plugins = config, plugins
+    try:
+        yield
+    finally:
+        _config, _plugins = before

@@ -1,0 +1,226 @@
+"""The seal check: does this run, with its own flags and plugins, keep the two channels apart?
+
+Random rollouts go through the host's own code on a tiny model (see `lab`), several times, with one channel's rewards
+replaced.  What belongs to the other channel must not move by a bit; and with ``coef 0`` the answers' gradients must be
+those of the stock code on the same answers without confessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from confession_plugin.config import Config
+from confession_plugin.errors import HostError
+from confession_plugin.openrlhf import install, lab, session
+from confession_plugin.plugins import PluginManager, configured
+
+#: Largest relative difference to the stock step's gradients in fp32: the same sums in another order.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One direction of the seal and what moved in it."""
+
+    name: str
+    seam: str
+    change: float
+    allowed: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return self.change <= self.allowed  # NaN does not hold
+
+
+@dataclass(frozen=True)
+class SealReport:
+    """The outcome of a check."""
+
+    combination: str
+    leaks: tuple[Leak, ...]
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        return all(leak.holds for leak in self.leaks)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{leak.name} {leak.change:.2g}" for leak in self.leaks)
+        verdict = "holds" if self.holds else "VIOLATED"
+        return f"seal {verdict}: {self.combination}; largest change: {parts} ({self.seconds:.1f} s)"
+
+
+def require_seal(args: Any, config: Config) -> SealReport:
+    """Check the seal on a run's own flags.
+
+    Raises:
+        HostError: it does not hold; names the seam.
+    """
+    report = check_seal(args, config)
+    if not report.holds:
+        broken = next(leak for leak in report.leaks if not leak.holds)
+        raise HostError(
+            f"the seal is violated at {broken.seam} ({broken.name}: changed by {broken.change:.2g}, allowed "
+            f"{broken.allowed:g}; {report.combination}); this run would mix the reward channels and does not start"
+        )
+    return report
+
+
+def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) -> SealReport:
+    """Run the check.
+
+    Args:
+        args: the host's parsed flags; batch and model sizes are shrunk, everything that shapes the algorithm is kept.
+        config: the run's settings.
+        plugins: the run's plugins; loaded from `config` if not given.
+    """
+    started = time.perf_counter()
+    small = shrunk(args)
+    plugins = plugins or configured(config.model_copy(update={"trace_dir": None}))
+    group = small.rollout.n_samples_per_prompt
+    sketch = lab.Sketch(
+        groups=small.rollout.batch_size,
+        samples=group,
+        unscored=(1,),
+        with_log_probs=getattr(small.algo.advantage, "is_correction_level", "off") != "off"
+        or bool(getattr(small.algo.advantage, "is_correction_enable", False)),
+        with_rewards=bool(small.reward.remote_url),
+    )
+
+    def run(coef: float, **changes: Any) -> tuple[list[Any], lab.Trained]:
+        with session.using(config.model_copy(update={"coef": coef}), plugins), install.in_this_process():
+            return one_pass(small, lab.responses(sketch, **changes))
+
+    with quiet(), lab.one_process():
+        base, answers = run(0.0)
+        moved, answers_moved = run(0.0, honesty=lambda sample: (-1.0) ** sample * 1e6)
+        honesty_at, answer_at = masks_of(base, config), masks_of(base, config, answer=True)
+        leaks = [
+            Leak("honesty -> answer advantages", _SEAMS[0], difference(base, moved, answer_at)),
+            Leak("honesty -> answer gradients", _SEAMS[1], _gradients(answers, answers_moved)),
+        ]
+        if sketch.with_rewards:
+            _, confessions = run(1.0)
+            changed, confessions_moved = run(1.0, answer_reward=lambda sample: (-1.0) ** sample * 5.0)
+            leaks += [
+                Leak("answer -> honesty advantages", _SEAMS[0], difference(base, changed, honesty_at)),
+                Leak("answer -> honesty losses", _SEAMS[1], _losses(confessions, confessions_moved)),
+            ]
+        if config.answer_training == "dual":
+            # The stock code, unpatched, on the same answers without confessions.
+            _, stock = one_pass(small, lab.responses(sketch, confess=False))
+            leaks.append(Leak("against the stock step", _SEAMS[1], _gradients(stock, answers), TOLERANCE))
+    return SealReport(describe(small, config), tuple(leaks), time.perf_counter() - started)
+
+
+_SEAMS = ("RemoteExperienceMaker.compute_advantages_and_returns", "the trainers' training_step")
+
+
+def one_pass(args: Any, responses: list[Any]) -> tuple[list[Any], lab.Trained]:
+    """Experiences and gradients of one batch under the seams now in place."""
+    bench = lab.Lab(args)
+    experiences = bench.experiences(bench.samples(responses))
+    return experiences, bench.train(experiences)
+
+
+def masks_of(experiences: list[Any], config: Config, *, answer: bool = False) -> list[torch.Tensor]:
+    """(B, A) bool per experience: the tokens one channel trains."""
+    from confession_plugin.openrlhf.experiences import spans_of
+
+    return [
+        spans_of(one).trained_masks(one.action_mask, config.answer_training)[0 if answer else 1]
+        for one in experiences
+    ]
+
+
+def difference(one: list[Any], other: list[Any], masks: list[torch.Tensor]) -> float:
+    """Largest change of advantages and returns on the masks; NaN when either side holds one."""
+    worst = torch.zeros(())
+    for a, b, mask in zip(one, other, masks, strict=True):
+        for name in ("advantages", "returns"):
+            change = (getattr(a, name) - getattr(b, name))[mask].abs()
+            worst = torch.maximum(worst, change.max() if len(change) else worst)
+    return float(worst)
+
+
+def _gradients(one: lab.Trained, other: lab.Trained) -> float:
+    return max(lab.largest_change(one.actor, other.actor), lab.largest_change(one.critic, other.critic))
+
+
+def _losses(one: lab.Trained, other: lab.Trained) -> float:
+    names = [name for name in one.status if name.startswith("confession/") and name.endswith("_loss")]
+    return max((abs(one.status[name] - other.status[name]) for name in names), default=0.0)
+
+
+def shrunk(args: Any) -> Any:
+    """The run's flags at the size of a check: few short samples, one process, nothing that needs a GPU."""
+    small = copy.deepcopy(args)
+    group = min(args.rollout.n_samples_per_prompt, 4)
+    small.rollout.n_samples_per_prompt = group
+    small.rollout.batch_size = 16 // group
+    small.rollout.micro_batch_size = 4
+    small.rollout.max_tokens_per_gpu = small.train.max_tokens_per_gpu = 64
+    small.train.batch_size, small.train.micro_batch_size, small.train.max_epochs = 8, 2, 1
+    if args.train.dynamic_batch_enable:
+        # Dynamic batching deals samples to optimizer steps by length, confession included: another deal, no leak.
+        # With one step for all samples the gradients can be compared.
+        small.train.batch_size = small.rollout.batch_size * group
+    small.data.max_len = 64
+    if getattr(small.reward, "overlong_buffer_len", None) is not None:
+        small.reward.overlong_buffer_len, small.rollout.max_new_tokens = 3, 7  # some answers are too long
+    small.actor.num_nodes = small.actor.num_gpus_per_node = 1
+    small.actor.aux_loss_coef = 0.0  # the tiny model has no experts
+    small.ds.ring_attn_size = small.ds.tensor_parallel_size = 1
+    small.ds.packing_samples = False
+    small.train.colocate_all = small.train.colocate_actor_ref = small.train.colocate_critic_reward = False
+    small.critic.freezing_steps = -1
+    return small
+
+
+def describe(args: Any, config: Config) -> str:
+    """The combination under check, in a few words."""
+    kl = args.algo.kl
+    parts = [
+        args.algo.advantage.estimator,
+        f"{args.actor.policy_loss_type}/{getattr(args.actor, 'loss_agg_mode', 'token-mean')}",
+        "no KL" if kl.init_coef <= 0 else f"KL {kl.estimator} " + ("as loss" if kl.use_loss else "in reward"),
+        config.answer_training,
+    ]
+    correction = getattr(args.algo.advantage, "is_correction_level", "off")
+    if correction != "off":
+        parts.append(f"importance correction {correction}")
+    if args.critic.model_name_or_path:
+        parts.append("critic")
+    if args.train.dynamic_batch_enable:
+        parts.append("dynamic batch")
+    return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The host's progress bars and log lines would drown the one line of the check."""
+    import tqdm
+
+    def drop(record: Any) -> bool:
+        return False
+
+    talkers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]
+    original = tqdm.tqdm.__init__
+    tqdm.tqdm.__init__ = functools.partialmethod(original, disable=True)
+    for talker in talkers:
+        talker.addFilter(drop)
+    try:
+        yield
+    finally:
+        tqdm.tqdm.__init__ = original
+        for talker in talkers:
+            talker.removeFilter(drop)
