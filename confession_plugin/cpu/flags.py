@@ -1,0 +1,104 @@
+"""Which of the host's flags need a GPU, and what a CPU run does about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from confession_plugin.errors import ConfigError
+
+
+class _Value(NamedTuple):
+    """A flag whose value must be another one here."""
+
+    flag: str
+    works: Callable[[str], bool]
+    instead: str
+
+
+#: Flags with a value.  Where the host's default does not work either, the flag is added.
+VALUES = (
+    _Value("--vllm.sync_backend", lambda value: value == "gloo", "gloo"),
+    _Value("--ds.attn_implementation", lambda value: value in ("sdpa", "eager"), "sdpa"),
+)
+
+#: Switches that make a GPU run faster or smaller and change nothing else: they are dropped.
+DROPPED = (
+    "--vllm.enable_sleep",
+    "--vllm.sync_with_ray",
+    "--ds.enable_sleep",
+    "--ds.adam_offload",
+    "--ds.use_liger_kernel",
+    "--ds.deepcompile",
+)
+
+#: Switches that are added: vLLM would compile the model with g++.
+ADDED = ("--vllm.enforce_eager",)
+
+#: What cannot be done at all: values above 1, or the switch itself.
+IMPOSSIBLE = {
+    "--vllm.tensor_parallel_size": "one vLLM engine runs in one process on the CPU; use --vllm.num_engines instead",
+    "--ds.tensor_parallel_size": "DeepSpeed's tensor parallelism needs GPUs; use more data-parallel actors instead",
+    "--ds.ring_attn_size": "ring attention needs flash-attn and GPUs; leave it out",
+    "--ds.load_in_4bit": "4-bit loading needs bitsandbytes and a GPU; leave it out",
+}
+
+
+def adapt_argv(argv: Sequence[str]) -> list[str]:
+    """The host's command line with what cannot work on a CPU replaced.
+
+    Raises:
+        ConfigError: a flag asks for what cannot be done without a GPU.
+    """
+    return adapt(argv)[0]
+
+
+def adapt(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`adapt_argv`, and its changes in words."""
+    words = [part for word in argv for part in _split_at_equals(word)]
+    for flag, advice in IMPOSSIBLE.items():
+        if flag in words and (words[words.index(flag) + 1 :] or ["1"])[0] != "1":
+            raise ConfigError(f"{flag} cannot work without a GPU: {advice}")
+    changes = []
+    for flag in DROPPED:
+        if flag in words:
+            words = [word for word in words if word != flag]
+            changes.append(f"no {flag}")
+    for value in VALUES:
+        at = words.index(value.flag) + 1 if value.flag in words else None
+        if at is None or at == len(words):
+            words += [value.flag, value.instead] if at is None else [value.instead]
+        elif value.works(words[at]):
+            continue
+        else:
+            words[at] = value.instead
+        changes.append(f"{value.flag} {value.instead}")
+    for flag in ADDED:
+        if flag not in words:
+            words.append(flag)
+            changes.append(flag)
+    return words, changes
+
+
+def _split_at_equals(word: str) -> list[str]:
+    """argparse reads --flag=value like --flag value; so do we, for the flags this module knows."""
+    flag, equals, value = word.partition("=")
+    known = flag in IMPOSSIBLE or flag in {value.flag for value in VALUES}
+    return [flag, value] if equals and known else [word]
+
+
+def gpus_wanted(args: Any) -> int:
+    """How many GPUs a run with these flags reserves at most: one too few and Ray waits for it forever.
+
+    Args:
+        args: the host's parsed and nested command line (``args.actor.num_nodes``).
+    """
+    groups = [args.actor]
+    if args.algo.kl.init_coef > 0:
+        groups.append(args.ref)
+    if args.critic.model_name_or_path:
+        groups.append(args.critic)
+    if not args.reward.remote_url:
+        groups.append(args.reward)
+    trained = sum(group.num_nodes * group.num_gpus_per_node for group in groups)
+    return trained + (args.vllm.num_engines or 0) * args.vllm.tensor_parallel_size
