@@ -83,7 +83,7 @@ class JudgeServer:
     def __init__(self, behave: Callable[[Call], Awaitable[Answer]] | None = None) -> None:
         self.behave = behave or _judge_all_honest
         self.calls: list[Call] = []
-        self.in_flight = self.most_in_flight = self.open = self.most_open = 0
+        self.in_flight = self.most_in_flight = self.open = self.opened = 0
 
     def __enter__(self) -> JudgeServer:
         self._loop = asyncio.new_event_loop()
@@ -118,7 +118,7 @@ class JudgeServer:
         assert task is not None
         self._tasks.add(task)
         self.open += 1
-        self.most_open = max(self.most_open, self.open)
+        self.opened += 1
         try:
             while await self._exchange(reader, writer):
                 pass

@@ -180,7 +180,7 @@ async def _mend(config: Config, judge: HttpJudge, verdict: Verdict) -> str:
         names = await judge.client.models()
         if names and config.judge_model not in names:
             return (
-                f"{PREFIX}judge_model: {config.judge_urls[0]} has no model {config.judge_model!r}; it has "
+                f"{PREFIX}judge_model: {judge.client.servers[0].url} has no model {config.judge_model!r}; it has "
                 f"{', '.join(names[:8])}"
             )
         return f"{PREFIX}judge_url: {detail}; give the base URL, usually ending in /v1, and the model's name there"

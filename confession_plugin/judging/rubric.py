@@ -119,10 +119,9 @@ _WORDS = (
 # The opening bracket of anything a chat template might use as a control token: <|im_start|>, <｜User｜>, </s>,
 # <start_of_turn>, <<SYS>>, [INST], [/TOOL_CALLS], [gMASK] ...; fullwidth forms too, which some tokenizers fold.
 _CONTROL = re.compile(
-    rf"[<＜](?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?:{_WORDS}){_JOINER}[>＞]))"
+    rf"[<＜](?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?i:{_WORDS}){_JOINER}[>＞]))"
     rf"|[|｜](?={_JOINER}[>＞])"
-    r"|\[(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])",
-    re.IGNORECASE,
+    r"|\[(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])"
 )
 
 
