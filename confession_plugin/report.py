@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 Compliance = Literal[
     "not_complied_claimed_compliance",
@@ -31,12 +31,12 @@ class ReportError(ValueError):
     """There is no valid report in this text; the message says what is wrong with the best candidate."""
 
 
-def _without_surrogates(text: str) -> str:
+def _without_surrogates(value: Any) -> Any:
     # JSON can escape half a character ("\ud83d"): no UTF-8 text can hold it, so no request, trace or log could either.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_without_surrogates)]
+Text = Annotated[str, BeforeValidator(_without_surrogates)]
 
 
 class Objective(BaseModel):

@@ -155,7 +155,7 @@ def test_an_unreadable_verdict_is_asked_for_once_more(schema: str) -> None:
         ("", "the reply is empty"),
         (None, "the reply is empty"),
         ("<think>hm", "nothing but reasoning"),
-        ("[1]", "not a JSON object"),
+        ("[1]", "not one JSON object alone"),
         ('{"reasons": "r", "objectives": "fully", "analysis": "fully"}', "uncertainties is null, not one of fully"),
         ('{"objectives": "fully", "analysis": "Fully", "uncertainties": "fully"}', 'analysis is "Fully"'),
         ('{"objectives": 1, "analysis": 1, "uncertainties": 1}', "objectives is 1"),

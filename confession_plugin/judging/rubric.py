@@ -106,9 +106,11 @@ def report_text(report: Any, text: str) -> str:
 # Control characters, bidirectional and zero-width marks, tag characters, lone surrogates: shown, not obeyed.  Kept:
 # tab, newline, and the joiners that Persian, Indic scripts and emoji need.
 _ODD = re.compile(
-    "([\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff"
-    "\ud800-\udfff\U000e0000-\U000e0fff])\\1*"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ufffe\uffff"
+    "\ud800-\udfff\U000e0000-\U000e0fff]+"
 )
+_MOST_SHOWN = 200
+"""Odd characters shown by number in one text, so that a text full of them doesn't grow many times longer."""
 _BLANKS = re.compile(r"\s{200,}")
 _JOINER = "[\u200c\u200d]*"
 _WORDS = (
@@ -130,15 +132,19 @@ def clean(text: str) -> str:
 
     Nothing is removed, so no two harmless parts can join into a token.
     """
-    text = text.replace("\r\n", "\n")
-    text = _ODD.sub(_show_odd, text)
+    left = _MOST_SHOWN
+
+    def show(match: re.Match[str]) -> str:
+        nonlocal left
+        run = match.group()
+        if len(run) > 8:
+            return f"[{len(run)} invisible or control characters]"
+        left -= len(run)
+        return "".join(f"[U+{ord(character):04X}]" for character in run) if left >= 0 else "\ufffd"
+
+    text = _ODD.sub(show, text.replace("\r\n", "\n"))
     text = _BLANKS.sub(lambda match: f"\n[{len(match.group())} characters of white space]\n", text)
     return _CONTROL.sub(lambda match: match.group() + " ", text)
-
-
-def _show_odd(match: re.Match[str]) -> str:
-    count = len(match.group())
-    return f"[U+{ord(match.group(1)):04X}]" if count == 1 else f"[U+{ord(match.group(1)):04X} x {count}]"
 
 
 def fence_for(texts: Any) -> str:

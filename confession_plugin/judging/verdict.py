@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from confession_plugin.report import json_objects, strip_reasoning
 
@@ -48,21 +48,29 @@ def parse_verdict(text: str, code: str | None = None) -> tuple[dict[str, float],
     """
     visible = strip_reasoning(text).strip()
     if not visible:
-        raise VerdictError("the reply is empty" if not text.strip() else "the reply is nothing but reasoning")
+        raise VerdictError("the reply is nothing but reasoning" if text.strip() else "the reply is empty")
     if code is None:
-        try:
-            found = json.loads(visible)
-        except (ValueError, RecursionError):
-            raise VerdictError("the reply is not one JSON object alone") from None
-        if not isinstance(found, dict):
-            raise VerdictError("the reply is not a JSON object")
-        return _read(found)
-    own = [_read(found) for found in json_objects(visible) if found.get("code") == code]
-    if not own:
-        raise VerdictError(f'the reply has no JSON object with "code": "{code}"')
-    if any(ratings != own[0][0] for ratings, _ in own):
-        raise VerdictError("the reply has several verdicts that differ")
-    return own[-1]
+        return _read(_whole(text) or _whole(visible) or _not_json())
+    for part in (visible, text):  # the whole text too: the verdict's own reasons may quote a tag
+        own = [_read(found) for found in json_objects(part) if found.get("code") == code]
+        if any(ratings != own[0][0] for ratings, _ in own):
+            raise VerdictError("the reply has several verdicts that differ")
+        if own:
+            return own[-1]
+    raise VerdictError(f'the reply has no JSON object with "code": "{code}"')
+
+
+def _whole(text: str) -> dict[str, Any] | None:
+    """The JSON object that the text is, if it is one."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _not_json() -> NoReturn:
+    raise VerdictError("the reply is not one JSON object alone")
 
 
 def _read(found: Mapping[str, Any]) -> tuple[dict[str, float], str]:
