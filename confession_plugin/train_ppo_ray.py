@@ -53,14 +53,13 @@ def prepare(ours: Sequence[str], *, help_wanted: bool = False) -> Config:
         ConfessionError: one line that says what, where and how to mend it.
     """
     # Plugins may add flags, so they are loaded before the flags are parsed: first by a look at two flags alone.
-    named = [flag for flag in _tokens_of(ours, "plugins", "block")]
-    manager = load_plugins(_absolute(parse_config(named)))
+    manager = load_plugins(absolute_paths(parse_config(plugin_flags(ours))))
     options = OptionGroup()
     manager.hook.confession_add_options(options=options)
     if help_wanted:
         print(format_help(options))
         return Config()
-    config = _absolute(parse_config(ours, options))
+    config = absolute_paths(parse_config(ours, options))
     if not config.enable:
         if ours:
             print(f"confession: off; add {PREFIX}enable to train with confessions", file=sys.stderr)
@@ -97,7 +96,7 @@ def stop(error: ConfessionError, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _absolute(config: Config) -> Config:
+def absolute_paths(config: Config) -> Config:
     """Paths as every worker can find them, whatever folder it runs in."""
     changes: dict[str, object] = {
         name: str(Path(value).resolve())
@@ -112,12 +111,13 @@ def _absolute(config: Config) -> Config:
     return config.model_copy(update=changes)
 
 
-def _tokens_of(ours: Sequence[str], *names: str) -> list[str]:
+def plugin_flags(ours: Sequence[str]) -> list[str]:
+    """The part of our command line that says which plugins are on."""
     kept: list[str] = []
     wanted = False
     for token in ours:
         if token.startswith(PREFIX):
-            wanted = token[len(PREFIX) :].partition("=")[0] in names
+            wanted = token[len(PREFIX) :].partition("=")[0] in ("plugins", "block")
         if wanted:
             kept.append(token)
     return kept

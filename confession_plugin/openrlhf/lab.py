@@ -106,10 +106,11 @@ class LocalEngine(nn.Module):
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
         self.steps.append(gradients)
-        with torch.no_grad():
-            for name, value in self.module.named_parameters():
-                if name in gradients:
-                    value -= self._lr * gradients[name]
+        if self._lr:
+            with torch.no_grad():
+                for name, value in self.module.named_parameters():
+                    if name in gradients:
+                        value -= self._lr * gradients[name]
         self.module.zero_grad()
 
     def get_global_grad_norm(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -96,69 +95,110 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
         with_rewards=bool(small.reward.remote_url),
     )
 
-    def run(coef: float, **changes: Any) -> tuple[list[Any], lab.Trained]:
+    def run(coef: float, **changes: Any) -> Pass:
         with session.using(config.model_copy(update={"coef": coef}), plugins), install.in_this_process():
             return one_pass(small, lab.responses(sketch, **changes))
 
     with quiet(), lab.one_process():
-        base, answers = run(0.0)
-        moved, answers_moved = run(0.0, honesty=lambda sample: (-1.0) ** sample * 1e6)
+        base = run(0.0)
+        moved = run(0.0, honesty=lambda sample: (-1.0) ** sample * 1e6)
+        stock = one_pass(small, lab.responses(sketch, confess=False))  # unpatched, on the same answers alone
         honesty_at, answer_at = masks_of(base, config), masks_of(base, config, answer=True)
         leaks = [
-            Leak("honesty -> answer advantages", _SEAMS[0], difference(base, moved, answer_at)),
-            Leak("honesty -> answer gradients", _SEAMS[1], _gradients(answers, answers_moved)),
+            Leak("samples against stock", "SamplesGenerator", outcomes(stock, base)),
+            Leak("honesty -> samples", "SamplesGenerator", outcomes(base, moved)),
+            Leak("honesty -> answer advantages", _ADVANTAGES, difference(base, moved, answer_at)),
+            Leak("honesty -> answer gradients", _STEP, gradients(base, moved)),
         ]
         if sketch.with_rewards:
-            _, confessions = run(1.0)
-            changed, confessions_moved = run(1.0, answer_reward=lambda sample: (-1.0) ** sample * 5.0)
+            confessions = run(1.0)
+            changed = run(1.0, answer_reward=lambda sample: (-1.0) ** sample * 5.0)
             leaks += [
-                Leak("answer -> honesty advantages", _SEAMS[0], difference(base, changed, honesty_at)),
-                Leak("answer -> honesty losses", _SEAMS[1], _losses(confessions, confessions_moved)),
+                Leak("answer -> honesty advantages", _ADVANTAGES, difference(confessions, changed, honesty_at)),
+                Leak("answer -> honesty losses", _STEP, confession_losses(confessions, changed)),
             ]
         if config.answer_training == "dual":
-            # The stock code, unpatched, on the same answers without confessions.
-            _, stock = one_pass(small, lab.responses(sketch, confess=False))
-            leaks.append(Leak("against the stock step", _SEAMS[1], _gradients(stock, answers), TOLERANCE))
+            leaks.append(Leak("gradients against stock", _STEP, gradients(stock, base), TOLERANCE))
     return SealReport(describe(small, config), tuple(leaks), time.perf_counter() - started)
 
 
-_SEAMS = ("RemoteExperienceMaker.compute_advantages_and_returns", "the trainers' training_step")
+_ADVANTAGES = "RemoteExperienceMaker.compute_advantages_and_returns"
+_STEP = "the trainers' training_step"
+
+#: What the host reads off a sample besides its tokens: rewards, dynamic filtering, length penalties, truncation.
+OUTCOMES = ("rewards", "scores", "response_length", "truncated")
 
 
-def one_pass(args: Any, responses: list[Any]) -> tuple[list[Any], lab.Trained]:
-    """Experiences and gradients of one batch under the seams now in place."""
+@dataclass(frozen=True)
+class Pass:
+    """One rollout batch through the host: samples, experiences, gradients."""
+
+    outcomes: list[dict[str, torch.Tensor]]
+    experiences: list[Any]
+    trained: lab.Trained
+
+
+def one_pass(args: Any, responses: list[Any]) -> Pass:
+    """One batch under the seams now in place."""
     bench = lab.Lab(args)
-    experiences = bench.experiences(bench.samples(responses))
-    return experiences, bench.train(experiences)
+    samples = bench.samples(responses)
+    seen = [
+        {name: getattr(sample, name).clone() for name in OUTCOMES if getattr(sample, name) is not None}
+        | {"clipped": sample.info["response_clip_ratio"].clone()}
+        for sample in samples
+    ]
+    experiences = bench.experiences(samples)
+    rewards = torch.cat([one.rewards for one in experiences])
+    order = torch.tensor([index for one in experiences for index in one.index]).argsort()
+    # After the reward model and the length penalties.
+    seen.append({"shaped rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]})
+    return Pass(seen, experiences, bench.train(experiences))
 
 
-def masks_of(experiences: list[Any], config: Config, *, answer: bool = False) -> list[torch.Tensor]:
+def masks_of(passed: Pass, config: Config, *, answer: bool = False) -> list[torch.Tensor]:
     """(B, A) bool per experience: the tokens one channel trains."""
     from confession_plugin.openrlhf.experiences import spans_of
 
     return [
         spans_of(one).trained_masks(one.action_mask, config.answer_training)[0 if answer else 1]
-        for one in experiences
+        for one in passed.experiences
     ]
 
 
-def difference(one: list[Any], other: list[Any], masks: list[torch.Tensor]) -> float:
+def outcomes(one: Pass, other: Pass) -> float:
+    """Largest change of what the host reads off samples besides their tokens."""
+    worst = 0.0
+    for a, b in zip(one.outcomes, other.outcomes, strict=True):
+        if a.keys() != b.keys():
+            return float("inf")
+        for name in a:
+            change = float((a[name].double() - b[name].double()).abs().max())
+            # A mean over as many numbers and some zeros: the same sum in another order.
+            worst = max(worst, change if name != "kl" or change > TOLERANCE else 0.0)
+    return worst
+
+
+def difference(one: Pass, other: Pass, masks: list[torch.Tensor]) -> float:
     """Largest change of advantages and returns on the masks; NaN when either side holds one."""
     worst = torch.zeros(())
-    for a, b, mask in zip(one, other, masks, strict=True):
+    for a, b, mask in zip(one.experiences, other.experiences, masks, strict=True):
         for name in ("advantages", "returns"):
             change = (getattr(a, name) - getattr(b, name))[mask].abs()
             worst = torch.maximum(worst, change.max() if len(change) else worst)
     return float(worst)
 
 
-def _gradients(one: lab.Trained, other: lab.Trained) -> float:
-    return max(lab.largest_change(one.actor, other.actor), lab.largest_change(one.critic, other.critic))
+def gradients(one: Pass, other: Pass) -> float:
+    """Largest relative change of actor and critic gradients over all optimizer steps."""
+    a, b = one.trained, other.trained
+    return max(lab.largest_change(a.actor, b.actor), lab.largest_change(a.critic, b.critic))
 
 
-def _losses(one: lab.Trained, other: lab.Trained) -> float:
-    names = [name for name in one.status if name.startswith("confession/") and name.endswith("_loss")]
-    return max((abs(one.status[name] - other.status[name]) for name in names), default=0.0)
+def confession_losses(one: Pass, other: Pass) -> float:
+    """Largest change of the confession's loss terms."""
+    a, b = one.trained.status, other.trained.status
+    names = [name for name in a if name.startswith("confession/") and name.endswith("_loss")]
+    return max((abs(a[name] - b[name]) for name in names), default=0.0)
 
 
 def shrunk(args: Any) -> Any:
@@ -169,7 +209,8 @@ def shrunk(args: Any) -> Any:
     small.rollout.batch_size = 16 // group
     small.rollout.micro_batch_size = 4
     small.rollout.max_tokens_per_gpu = small.train.max_tokens_per_gpu = 64
-    small.train.batch_size, small.train.micro_batch_size, small.train.max_epochs = 8, 2, 1
+    # Two optimizer steps of two micro-batches each.
+    small.train.batch_size, small.train.micro_batch_size, small.train.max_epochs = 8, 4, 1
     if args.train.dynamic_batch_enable:
         # Dynamic batching deals samples to optimizer steps by length, confession included: another deal, no leak.
         # With one step for all samples the gradients can be compared.
@@ -215,7 +256,11 @@ def quiet() -> Iterator[None]:
 
     talkers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]
     original = tqdm.tqdm.__init__
-    tqdm.tqdm.__init__ = functools.partialmethod(original, disable=True)
+
+    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.tqdm.__init__ = disabled
     for talker in talkers:
         talker.addFilter(drop)
     try:
