@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,14 +196,15 @@ class _Transport(openai.DefaultAsyncHttpxClient):
     def __init__(self, connections: int) -> None:
         super().__init__()
         self._session: aiohttp.ClientSession | None = None
+        self._lifetime: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._connections = connections
 
     async def send(self, request: Any, **options: Any) -> Any:
         # The SDK has moved from httpx to httpx2, with the same names: use whichever made the request.
         httpx: Any = sys.modules[type(request).__module__.partition(".")[0]]
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60)
-            self._session = aiohttp.ClientSession(connector=connector, trust_env=True)
+            self._lifetime = self._open()
+            self._session = await anext(self._lifetime)
         headers = [(name, value) for name, value in request.headers.items() if name not in _OWN_HEADERS]
         timeout = aiohttp.ClientTimeout(total=request.extensions["timeout"]["read"])
         try:
@@ -218,10 +219,16 @@ class _Transport(openai.DefaultAsyncHttpxClient):
         except (aiohttp.ClientError, OSError) as error:
             raise httpx.ConnectError(str(error) or type(error).__name__, request=request) from error
 
+    async def _open(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
+        # A generator, because asyncio.run closes those still open when its loop ends, and the session with them.
+        connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60)
+        async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:
+            yield session
+
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._lifetime is not None:
+            await self._lifetime.aclose()
+            self._lifetime = self._session = None
         await super().aclose()
 
 
