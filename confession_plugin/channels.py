@@ -39,7 +39,8 @@ class Spans:
     def confession_mask(self, action_mask: Tensor) -> Tensor:
         """(B, A) bool: the confession's tokens, scored or not."""
         marked = action_mask.bool()
-        from_end = marked.flip(-1).long().cumsum(-1).flip(-1)  # (B, A): 1 at the last action token, counting up leftward
+        # (B, A): 1 at the last action token, counting up leftward.
+        from_end = marked.flip(-1).long().cumsum(-1).flip(-1)
         return marked & (from_end <= self.length.to(marked.device).unsqueeze(-1))
 
     def answer_mask(self, action_mask: Tensor) -> Tensor:
@@ -111,9 +112,7 @@ class TwoChannelBatch:
             ]
 
         merged = TokenValues(on_masks("advantages"), on_masks("returns"))
-        return TwoChannelBatch(
-            self.estimator, self.group_size, self.answer, self.honesty, self.estimate, merged
-        )
+        return TwoChannelBatch(self.estimator, self.group_size, self.answer, self.honesty, self.estimate, merged)
 
 
 def whole_batch(channel: Channel) -> Tensor:

@@ -27,7 +27,16 @@ import pluggy
 if TYPE_CHECKING:
     from confession_plugin.channels import TwoChannelBatch
     from confession_plugin.config import Config, OptionGroup
-    from confession_plugin.records import BatchStats, Confession, Judged, Parsed, PromptBatch, Request, Rollout, Verdict
+    from confession_plugin.records import (
+        BatchStats,
+        Confession,
+        Judged,
+        Parsed,
+        PromptBatch,
+        Request,
+        Rollout,
+        Verdict,
+    )
 
 PROJECT = "confession"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -19,7 +19,7 @@ from confession_plugin.config import (
     parse_config,
     split_argv,
 )
-from confession_plugin.errors import ConfessionError, ConfigError
+from confession_plugin.errors import ConfessionError, ConfigError, HostError
 from confession_plugin.plugins import PluginManager, load_plugins
 
 EXIT_USAGE = 2
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         run_cli(theirs, config)
-    except ConfigError as error:
+    except (ConfigError, HostError) as error:
         stop(error, EXIT_USAGE)
     except ConfessionError as error:
         stop(error, EXIT_STOPPED)

@@ -36,7 +36,9 @@ def confession_select(batch: PromptBatch) -> list[bool]:
     probability, size = _settings["config"].probability, len(batch.prompts)
     offset = random.Random(f"{batch.seed}:offset").random()
     # The rounding below must not lose a group to 0.1 * 3 = 0.30000000000000004 and the like.
-    due = [math.floor(round(position * probability + offset, 9)) for position in (batch.position, batch.position + size)]
+    due = [
+        math.floor(round(position * probability + offset, 9)) for position in (batch.position, batch.position + size)
+    ]
     order = random.Random(f"{batch.seed}:{batch.position}").sample(range(size), size)
     chosen = set(order[: due[1] - due[0]])
     return [index in chosen for index in range(size)]

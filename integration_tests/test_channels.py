@@ -125,9 +125,7 @@ def test_reinforce_baseline_and_flash_reinforce_take_the_mean_of_the_scored() ->
         used.append(channel.rewards[rows].reshape(-1, size))
         return batch.estimate(channel, rows, size)
 
-    estimate_scored(
-        TwoChannelBatch("reinforce_baseline", 4, batch.answer, batch.honesty, recording), batch.honesty
-    )
+    estimate_scored(TwoChannelBatch("reinforce_baseline", 4, batch.answer, batch.honesty, recording), batch.honesty)
     groups = [group for group in range(5) if SCORED[4 * group : 4 * group + 4].sum() > 1]
     means = torch.stack([rewards[4 * g : 4 * g + 4][SCORED[4 * g : 4 * g + 4]].mean() for g in groups])
     assert torch.allclose(used[0].mean(-1), means)  # the gaps leave each group's mean where the scored put it

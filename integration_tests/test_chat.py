@@ -67,7 +67,9 @@ HOISTING = (
     "{% for m in messages %}{% if m['role'] == 'system' %}<<SYS>>{{ m['content'] }}<</SYS>>{% endif %}{% endfor %}"
     "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
 )
-DROPPING = "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+DROPPING = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize("template", [HOISTING, DROPPING], ids=["hoisted to the front", "dropped"])

@@ -282,7 +282,9 @@ def test_plugins_by_module_file_and_block(tmp_path: Path, monkeypatch: pytest.Mo
     both = configured(Config(plugins=("by_module", file)))
     verdict = Verdict(ratings={"a": 0.25})
     assert both.hook.confession_reward(verdict=verdict, confession=CONFESSION) == 2.0  # the later one is asked first
-    assert {"inject", "judge", "separate", "record", "by_module", file} == {name for name, _ in both.list_name_plugin()}
+    assert {"inject", "judge", "separate", "record", "by_module", file} == {
+        name for name, _ in both.list_name_plugin()
+    }
     one = configured(Config(plugins=("by_module", file), block=(file, "record")))
     assert one.hook.confession_reward(verdict=verdict, confession=CONFESSION) == 1.0
     assert one.get_plugin("record") is None

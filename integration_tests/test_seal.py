@@ -210,7 +210,11 @@ def test_exclusive_answers_of_confessing_groups_take_no_gradient(plugins: Plugin
     asked = (True, False, True, False)  # samples 0-3 and 8-11
     base = run(flags, plugins, exclusive, asked=asked)
     context = run(
-        flags, plugins, exclusive, asked=asked, answer_reward=lambda s: random.Random(s).random() * (9 if s // 4 % 2 else 1)
+        flags,
+        plugins,
+        exclusive,
+        asked=asked,
+        answer_reward=lambda s: random.Random(s).random() * (9 if s // 4 % 2 else 1),
     )
     changed = {sample: sample // 4 % 2 == 1 for sample in range(16)}
     assert seal.gradients(base, context) > 0  # the trained groups' rewards did change
@@ -244,7 +248,14 @@ def test_reward_model_sees_the_answer_only(plugins: PluginManager) -> None:
 
 
 def reward_model_args() -> Any:
-    flags = ["--algo.advantage.estimator", "group_norm", "--reward.remote_url", "", "--reward.model_name_or_path", "rm"]
+    flags = [
+        "--algo.advantage.estimator",
+        "group_norm",
+        "--reward.remote_url",
+        "",
+        "--reward.model_name_or_path",
+        "rm",
+    ]
     return host_args(*flags)
 
 

@@ -26,7 +26,10 @@ SPAN_KEYS = ("asked", "length", "tail", "scored")
 BATCH_KEYS = ("reward", "parsed", "truncated", "grade", "admits", "fingerprint", "latency_s", "step")
 
 _DTYPES = {"length": torch.long, "tail": torch.long, "fingerprint": torch.long, "step": torch.long}
-_UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {"grade": float("nan"), "admits": float("nan")}
+_UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {
+    "grade": float("nan"),
+    "admits": float("nan"),
+}
 
 
 def write_info(info: dict[str, Any], numbers: Mapping[str, float]) -> None:

@@ -63,9 +63,7 @@ WORKER_SEAMS: tuple[Seam, ...] = (
     # two channels: losses and their denominators
     Seam(_ACTOR, "ActorPPOTrainer.__init__", "losses:trainer_init"),
     Seam(_ACTOR, "ActorPPOTrainer.ppo_train", "losses:ppo_train"),
-    Seam(
-        _ACTOR, "ActorPPOTrainer.training_step", "losses:training_step", ("experience", "step", "loss_batch_info")
-    ),
+    Seam(_ACTOR, "ActorPPOTrainer.training_step", "losses:training_step", ("experience", "step", "loss_batch_info")),
     Seam(_ACTOR, "aggregate_loss", "losses:aggregate_loss", ("loss", "loss_mask")),
     Seam(_ACTOR, "masked_mean", "experiences:masked_mean", ("tensor", "mask")),
     Seam(
@@ -76,9 +74,7 @@ WORKER_SEAMS: tuple[Seam, ...] = (
     ),
     Seam(_CRITIC, "CriticPPOTrainer.__init__", "losses:trainer_init"),
     Seam(_CRITIC, "CriticPPOTrainer.ppo_train", "losses:ppo_train"),
-    Seam(
-        _CRITIC, "CriticPPOTrainer.training_step", "losses:training_step", ("experience", "step", "loss_batch_info")
-    ),
+    Seam(_CRITIC, "CriticPPOTrainer.training_step", "losses:training_step", ("experience", "step", "loss_batch_info")),
     Seam(_CRITIC, "masked_mean", "experiences:masked_mean", ("tensor", "mask")),
     Seam(
         _CRITIC,
@@ -174,8 +170,6 @@ def seam_table() -> list[tuple[str, str]]:
     """What is replaced by what, for the docs."""
     seams = (*WORKER_SEAMS, *DRIVER_SEAMS, *DRIVER_ACTORS)
     return [(f"{seam.module}:{seam.path}", f"{_HERE}.{seam.replacement}") for seam in seams]
-
-
 
 
 @contextlib.contextmanager

@@ -100,7 +100,9 @@ class LocalEngine(nn.Module):
         self._micro_steps += 1
         if self._micro_steps % self._accumulation:
             return
-        gradients = {name: value.grad.clone() for name, value in self.module.named_parameters() if value.grad is not None}
+        gradients = {
+            name: value.grad.clone() for name, value in self.module.named_parameters() if value.grad is not None
+        }
         if dist.is_initialized() and dist.get_world_size() > 1:
             for gradient in gradients.values():  # DeepSpeed averages over data-parallel ranks
                 dist.all_reduce(gradient)
@@ -153,8 +155,10 @@ class Lab:
         self.args = args
         self.strategy = get_strategy(args)
         self.strategy.world_size = world_size
-        accumulation = 1 if args.train.dynamic_batch_enable else (
-            args.train.batch_size // args.train.micro_batch_size // world_size
+        accumulation = (
+            1
+            if args.train.dynamic_batch_enable
+            else (args.train.batch_size // args.train.micro_batch_size // world_size)
         )
         self.strategy.accumulated_gradient = accumulation
         if args.train.dynamic_batch_enable:

@@ -98,9 +98,7 @@ def aggregate_loss(host: Any, loss: Tensor, loss_mask: Tensor, *args: Any, **inf
     if channels is None:
         return host(loss, loss_mask, *args, **info)  # type: ignore[no-any-return]
     return channels.combine(
-        lambda channel: host(
-            keep(loss, channel.mask), channel.mask.to(loss_mask.dtype), *args, **info, **channel.norm
-        )
+        lambda channel: host(keep(loss, channel.mask), channel.mask.to(loss_mask.dtype), *args, **info, **channel.norm)
     )
 
 
@@ -109,6 +107,7 @@ def _on_mask(value: Any, mask: Tensor) -> Any:
 
 
 # ── Denominators ──
+
 
 @dataclass(frozen=True)
 class BatchNorms:
