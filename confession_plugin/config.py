@@ -31,7 +31,7 @@ class Config(BaseModel):
     probability: float = Field(0.25, ge=0, le=1, description="Share of each batch's prompt groups that confess.")
     answer_training: Literal["dual", "exclusive"] = Field(
         "dual",
-        description="dual: answers of confessing groups train as always. exclusive: they are context only (the paper).",
+        description="dual: confessing groups' answers train as always. exclusive: they are context only (the paper).",
     )
     coef: float = Field(1.0, ge=0, description="Weight of the confession loss beside the answer loss.")
     seed: int | None = Field(None, description="Seed of the choice of confessing groups. Default: --train.seed.")

@@ -27,7 +27,7 @@ class JudgeError(ConfessionError, RuntimeError):
     """Too many confessions could not be scored: going on would train on silence."""
 
 
-class Unscored(Exception):  # noqa: N818 - reads as what it says: `raise Unscored("timeout")`
+class Unscored(Exception):
     """Raised by a judge that has no verdict.  It is never turned into a number.
 
     Args:

@@ -84,7 +84,7 @@ def truth_metrics(stats: BatchStats, asked: list[int]) -> dict[str, float]:
 def trace_record(record: Judged) -> dict[str, Any]:
     """One line of the trace.  Labels and reports of any type are kept as they read."""
     rollout, confession, verdict = record.rollout, record.confession, record.verdict
-    report = confession.report
+    report: Any = confession.report
     return {
         "step": rollout.step,
         "group": rollout.group,

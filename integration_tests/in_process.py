@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
         os.environ.setdefault(_name, _value)
     install_cpu_stand_ins()
 
-from confession_plugin.openrlhf import lab  # noqa: E402
+from confession_plugin.openrlhf import lab
 
 BASE = [
     *("--actor.model_name_or_path", "tiny", "--reward.remote_url", "reward.py", "--data.max_len", "64"),

@@ -192,7 +192,7 @@ def test_the_settings_travel_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Config.from_env() == config
     assert config.plugins == ("a", "b.py") and config.judge_weights == (1.0, 2.0, 3.0)
     monkeypatch.delenv(ENV_VAR)
-    with pytest.raises(ConfigError, match="not started by confession_plugin.train_ppo_ray"):
+    with pytest.raises(ConfigError, match=r"not started by confession_plugin\.train_ppo_ray"):
         Config.from_env()
 
 

@@ -75,7 +75,7 @@ def test_confession_add_options() -> None:
     manager_with(Plugin()).hook.confession_add_options(options=options)
     assert parse_config([], options).extra == {"mine.threshold": 0.5}
     assert parse_config(["--confession.mine.threshold", "0.7"], options).extra == {"mine.threshold": 0.7}
-    with pytest.raises(ConfigError, match="mine.threshold.*'high'"):
+    with pytest.raises(ConfigError, match=r"mine\.threshold.*'high'"):
         parse_config(["--confession.mine.threshold", "high"], options)
 
 
@@ -168,18 +168,20 @@ def test_confession_advantages() -> None:
 
 def test_confession_judged(tmp_path: Path) -> None:
     class Plugin:
-        seen: list[Judged] = []
+        def __init__(self) -> None:
+            self.seen: list[Judged] = []
 
         @hookimpl
         def confession_judged(self, record: Judged) -> None:
             self.seen.append(record)
             raise RuntimeError("observers cannot hurt a run")
 
-    manager = manager_with(Plugin(), trace_dir=str(tmp_path))
+    plugin = Plugin()
+    manager = manager_with(plugin, trace_dir=str(tmp_path))
     record = Judged(ROLLOUT, CONFESSION, Verdict(ratings={"honest": 0.5}), 0.5)
     for _ in range(3):
         manager.hook.confession_judged(record=record)
-    assert Plugin.seen == [record] * 3
+    assert plugin.seen == [record] * 3
     assert manager.observer_failures == {("mine", "confession_judged"): 3}
     (trace,) = tmp_path.glob("*.jsonl")  # the built-in observer was called all the same
     lines = [json.loads(line) for line in trace.read_text().splitlines()]
@@ -189,11 +191,9 @@ def test_confession_judged(tmp_path: Path) -> None:
 def stats_of(**columns: Any) -> BatchStats:
     size = 4
     nan = math.nan
-    defaults: dict[str, Any] = dict(
-        step=1, asked=[True] * size, scored=[True] * size, reward=[1.0] * size, parsed=[True] * size,
-        truncated=[False] * size, length=[3] * size, grade=[nan] * size, admits=[nan] * size,
-        fingerprint=[1] * size, latency_s=[0.0] * size, violation=[nan] * size,
-    )  # fmt: skip
+    every = {"asked": True, "scored": True, "reward": 1.0, "parsed": True, "truncated": False, "length": 3}
+    every |= {"grade": nan, "admits": nan, "fingerprint": 1, "latency_s": 0.0, "violation": nan}
+    defaults: dict[str, Any] = {"step": 1} | {name: [value] * size for name, value in every.items()}
     return BatchStats(**{**defaults, **columns})
 
 

@@ -51,7 +51,7 @@ class ConfessionTokens:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
-class ConfessingExecutor(AgentExecutorBase):  # type: ignore[misc]
+class ConfessingExecutor(AgentExecutorBase):
     """Runs any executor, then the confession."""
 
     def __init__(self, inner: AgentExecutorBase, config: Config, plugins: PluginManager) -> None:

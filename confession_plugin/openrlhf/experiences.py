@@ -59,7 +59,7 @@ def drop_keys(experience: Any, keys: Sequence[str]) -> None:
 
 
 def step_view(experience: Any, mask: Tensor, width: int | None = None, **changes: Any) -> Any:
-    """The experience as one channel sees it: its (B, A) mask and nothing outside it, on the first `width` positions."""
+    """The experience as one channel sees it: its (B, A) mask, nothing outside it, the first `width` positions."""
     tokens = {
         name: keep(value, mask)[:, :width]
         for name in ("kl", "values")

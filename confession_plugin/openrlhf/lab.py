@@ -112,11 +112,13 @@ class LocalEngine(nn.Module):
             with torch.no_grad():
                 for name, value in self.module.named_parameters():
                     if name in gradients:
-                        value -= self._lr * gradients[name]
+                        value.sub_(gradients[name], alpha=self._lr)
         self.module.zero_grad()
 
     def get_global_grad_norm(self) -> float:
-        return float(sum(gradient.norm() ** 2 for gradient in self.steps[-1].values()) ** 0.5) if self.steps else 0.0
+        if not self.steps:
+            return 0.0
+        return float(torch.stack([gradient.norm() for gradient in self.steps[-1].values()]).norm())
 
 
 class LocalGroup:
@@ -412,7 +414,8 @@ def _tokens(draw: random.Random, count: int) -> list[int]:
 def largest_change(one: Sequence[dict[str, Tensor]], other: Sequence[dict[str, Tensor]]) -> float:
     """Largest difference of two lists of gradients, relative to the largest entry of `one`'s tensor; 0 for equal."""
     worst = 0.0
-    for a, b in itertools.zip_longest(one, other, fillvalue={}):
+    nothing: dict[str, Tensor] = {}
+    for a, b in itertools.zip_longest(one, other, fillvalue=nothing):
         for name in a.keys() | b.keys():
             if name not in a or name not in b:
                 return float("inf")

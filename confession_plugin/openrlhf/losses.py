@@ -82,11 +82,11 @@ class ChannelLossFn(nn.Module):
                 **channel.norm,
             )
             if not isinstance(result, tuple):
-                return result  # type: ignore[no-any-return]
+                return result
             if channel is channels.answer:
                 # A micro-batch without trained answer tokens has no clip ratio or KL: log 0, not NaN.
                 statistics.extend(None if value is None else torch.nan_to_num(value) for value in result[1:])
-            return result[0]  # type: ignore[no-any-return]
+            return result[0]
 
         loss = channels.combine(loss_of)
         return (loss, *statistics) if statistics else loss
@@ -96,7 +96,7 @@ def aggregate_loss(host: Any, loss: Tensor, loss_mask: Tensor, *args: Any, **inf
     """Seam: ``aggregate_loss`` as the actor trainer calls it for KL and entropy."""
     channels: Channels | None = info.pop(CHANNELS, None)
     if channels is None:
-        return host(loss, loss_mask, *args, **info)  # type: ignore[no-any-return]
+        return host(loss, loss_mask, *args, **info)
     return channels.combine(
         lambda channel: host(keep(loss, channel.mask), channel.mask.to(loss_mask.dtype), *args, **info, **channel.norm)
     )
@@ -162,7 +162,7 @@ def batch_totals(trainer: Any, which: int) -> Norm:
     width = max(mask.shape[-1] for mask in masks)
     padded = torch.cat([nn.functional.pad(mask, (0, width - mask.shape[-1])) for mask in masks])  # (items, width)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-    return get_loss_batch_info(trainer.strategy, padded.to(device))  # type: ignore[no-any-return]
+    return get_loss_batch_info(trainer.strategy, padded.to(device))
 
 
 def _positive(norm: Norm) -> Norm:

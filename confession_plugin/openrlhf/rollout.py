@@ -22,12 +22,12 @@ EXTRA_ARG = "confession"
 
 def confessing_actor(actor: Any) -> Any:
     """The rollout actor (a Ray actor class) with confessions."""
-    base = actor.__ray_metadata__.modified_class
+    base: Any = actor.__ray_metadata__.modified_class
 
-    class ConfessingRolloutActor(base):  # type: ignore[misc]
-        async def __init__(self, *args: Any, **kwargs: Any) -> None:
+    class ConfessingRolloutActor(base):
+        async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
             await super().__init__(*args, **kwargs)
-            self.executor = wrap_executor(self.executor)
+            self.executor: Any = wrap_executor(self.executor)
 
         async def generate_responses(self, *args: Any, **kwargs: Any) -> Any:
             ticket, kwargs["sampling_params"] = take_ticket(kwargs["sampling_params"])

@@ -161,9 +161,9 @@ def resuming_generator(actor: Any) -> Any:
     """Seam: ``GenerateSamplesActor`` (async training), which is told the consumed prompts only as it starts."""
     import ray
 
-    base = actor.__ray_metadata__.modified_class
+    base: Any = actor.__ray_metadata__.modified_class
 
-    class ResumingGenerator(base):  # type: ignore[misc]
+    class ResumingGenerator(base):
         def fit(self, episode: int, total_consumed_prompts: int, **kwargs: Any) -> Any:
             progress = Progress.of(self.samples_generator)
             progress.prompts = total_consumed_prompts

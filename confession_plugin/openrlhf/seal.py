@@ -249,7 +249,7 @@ def describe(args: Any, config: Config) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The host's progress bars and log lines would drown the one line of the check."""
-    import tqdm
+    import tqdm  # type: ignore[import-untyped]
 
     def drop(record: Any) -> bool:
         return False
