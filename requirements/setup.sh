@@ -53,7 +53,7 @@ free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
 echo "setup: .venv with $("$python" --version 2>&1), 2.6 GB, a few minutes (log: $LOG)"
 "$python" -m venv .venv || fail "$python cannot make virtual environments; install its venv module"
 echo "setup: $TORCH"
-install "$TORCH"
+install --constraint requirements/cpu.txt "$TORCH"
 echo "setup: $(grep -c == requirements/cpu.txt) pinned packages"
 install --no-deps --use-pep517 -r requirements/cpu.txt
 echo "setup: confession-plugin, editable"

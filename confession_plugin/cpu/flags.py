@@ -16,7 +16,7 @@ class _Value(NamedTuple):
     instead: str
 
 
-#: Flags with a value.  Where the host's default does not work either, the flag is added.
+#: Flags with a value.  The host's defaults do not work either, so these are always given.
 VALUES = (
     _Value("--vllm.sync_backend", lambda value: value == "gloo", "gloo"),
     _Value("--ds.attn_implementation", lambda value: value in ("sdpa", "eager"), "sdpa"),
@@ -35,13 +35,15 @@ DROPPED = (
 #: Switches that are added: vLLM would compile the model with g++.
 ADDED = ("--vllm.enforce_eager",)
 
-#: What cannot be done at all: values above 1, or the switch itself.
-IMPOSSIBLE = {
-    "--vllm.tensor_parallel_size": "one vLLM engine runs in one process on the CPU; use --vllm.num_engines instead",
+#: Sizes that must be one here.
+ONLY_ONE = {
+    "--vllm.tensor_parallel_size": "one vLLM engine is one process on the CPU; use --vllm.num_engines instead",
     "--ds.tensor_parallel_size": "DeepSpeed's tensor parallelism needs GPUs; use more data-parallel actors instead",
     "--ds.ring_attn_size": "ring attention needs flash-attn and GPUs; leave it out",
-    "--ds.load_in_4bit": "4-bit loading needs bitsandbytes and a GPU; leave it out",
 }
+
+#: Switches that change what is computed, so they are not dropped silently.
+IMPOSSIBLE = {"--ds.load_in_4bit": "4-bit loading needs bitsandbytes and a GPU; leave it out"}
 
 
 def adapt_argv(argv: Sequence[str]) -> list[str]:
@@ -56,23 +58,20 @@ def adapt_argv(argv: Sequence[str]) -> list[str]:
 def adapt(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """`adapt_argv`, and its changes in words."""
     words = [part for word in argv for part in _split_at_equals(word)]
-    for flag, advice in IMPOSSIBLE.items():
-        if flag in words and (words[words.index(flag) + 1 :] or ["1"])[0] != "1":
+    for flag, advice in (ONLY_ONE | IMPOSSIBLE).items():
+        if flag in words and not (flag in ONLY_ONE and _value(words, flag) == "1"):
             raise ConfigError(f"{flag} cannot work without a GPU: {advice}")
     changes = []
     for flag in DROPPED:
         if flag in words:
             words = [word for word in words if word != flag]
             changes.append(f"no {flag}")
-    for value in VALUES:
-        at = words.index(value.flag) + 1 if value.flag in words else None
-        if at is None or at == len(words):
-            words += [value.flag, value.instead] if at is None else [value.instead]
-        elif value.works(words[at]):
+    for flag, works, instead in VALUES:
+        given = _value(words, flag)
+        if given is not None and works(given):
             continue
-        else:
-            words[at] = value.instead
-        changes.append(f"{value.flag} {value.instead}")
+        words += [flag, instead]  # the last one wins
+        changes.append(f"{flag} {instead}")
     for flag in ADDED:
         if flag not in words:
             words.append(flag)
@@ -83,8 +82,14 @@ def adapt(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _split_at_equals(word: str) -> list[str]:
     """argparse reads --flag=value like --flag value; so do we, for the flags this module knows."""
     flag, equals, value = word.partition("=")
-    known = flag in IMPOSSIBLE or flag in {value.flag for value in VALUES}
+    known = flag in ONLY_ONE or flag in {known.flag for known in VALUES}
     return [flag, value] if equals and known else [word]
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    """The value argparse will take for this flag: the last one given."""
+    at = max((i for i, word in enumerate(words) if word == flag), default=None)
+    return None if at is None or at + 1 == len(words) else words[at + 1]
 
 
 def gpus_wanted(args: Any) -> int:

@@ -47,7 +47,8 @@ def engaged() -> bool:
     decided = os.environ.get(ENGAGED_ENV_VAR)
     if decided is not None:
         return decided != "0"
-    if _cluster_to_join():
+    # Inside Ray the driver has decided: most workers of a GPU run see no GPU either, because they reserved none.
+    if "RAY_RAYLET_PID" in os.environ or _cluster_to_join():
         return False
     import torch
 
