@@ -35,8 +35,12 @@ class Progress:
 
 def generate_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Count the training batches."""
-    Progress.of(self).steps += 1
-    return host(self, *args, **kwargs)
+    progress = Progress.of(self)
+    progress.steps += 1
+    result = host(self, *args, **kwargs)
+    if not result[0]:
+        progress.steps -= 1  # the end of an episode: the host asked once more and got nothing
+    return result
 
 
 def generate_eval_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
