@@ -132,7 +132,8 @@ def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
     * gae, reinforce: no group baseline; missing members are masked out of the whitening.
 
     A lone member (m = 1) of a group-baseline estimator has nothing to be compared with and takes no gradient.
-    Filling the gaps with 0 instead would push scored honest confessions up for the judge's failures.
+    Filling the gaps with 0 instead would drag the baseline down and lift every scored member, honest or not, for no
+    reason but the judge's failures; and where failures depend on the confession it would teach which ones fail.
     """
     n = batch.group_size
     by_group = channel.scored.reshape(-1, n)  # (G, n)
