@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench seal-hosts seal-matrix clean
 
 VENV := .venv/bin
 # Tests and demos ask nothing of the network and tell nobody about it.
@@ -43,3 +43,18 @@ bench: setup
 clean:
 	rm -rf .venv build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The seal on every tested version of the host, each installed beside the pinned set.
+HOSTS := 0.11.0 0.11.1 0.11.2
+seal-hosts: setup
+	@for version in $(HOSTS); do \
+	  [ -d build/hosts/$$version ] || \
+	    $(VENV)/python -m pip install --quiet --no-deps --target build/hosts/$$version openrlhf==$$version || exit 1; \
+	  PYTHONPATH=build/hosts/$$version $(VENV)/python -m pytest -p no:cacheprovider -q \
+	    integration_tests/test_seal_hosts.py $(ARGS) || exit 1; \
+	done
+
+# Every combination of the seal's matrix: about an hour.
+seal-matrix: setup
+	@CONFESSION_SEAL_MATRIX=full $(VENV)/python -m pytest -p no:cacheprovider -q -s \
+	  integration_tests/test_seal.py -k "matrix"
