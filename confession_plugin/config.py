@@ -92,6 +92,10 @@ class Config(BaseModel):
     block: tuple[str, ...] = Field((), description="Plugins not to load, by name: built-in or installed ones.")
     trace_dir: str | None = Field(None, description="Folder for the JSONL trace of every confession.")
     trace_max_mb: float = Field(64.0, gt=0, description="Start a new trace file after this many MB.")
+    record_rollouts: str | None = Field(None, description="Folder to save every training batch's rollouts to.")
+    replay_rollouts: str | None = Field(
+        None, description="Train on rollouts recorded in this folder; without --confession.enable on answers alone."
+    )
     trace_hooks: bool = Field(False, description="Print every hook call with its arguments and result.")
     untested_host: bool = Field(False, description="Run on an OpenRLHF version this release was not tested with.")
 
@@ -250,11 +254,13 @@ def check_config(config: Config) -> None:
                 raise ConfigError(f"{PREFIX}judge_url: {url!r} is neither a .py file nor an http(s):// base URL")
         if not config.judge_model:
             raise ConfigError(f"{PREFIX}judge_url names a server; name its model too: {PREFIX}judge_model NAME")
-    if config.trace_dir is not None:
-        try:
-            Path(config.trace_dir).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{PREFIX}trace_dir: cannot write to {config.trace_dir} ({error.strerror})") from None
+    for name in ("trace_dir", "record_rollouts"):
+        folder = getattr(config, name)
+        if folder is not None:
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"{PREFIX}{name}: cannot write to {folder} ({error.strerror})") from None
 
 
 def format_help(options: OptionGroup | None = None) -> str:

@@ -60,8 +60,12 @@ def prepare(ours: Sequence[str], *, help_wanted: bool = False) -> Config:
         print(format_help(options))
         return Config()
     config = absolute_paths(parse_config(ours, options))
+    if config.replay_rollouts is not None:
+        from confession_plugin.openrlhf import recording
+
+        recording.check(config.replay_rollouts)
     if not config.enable:
-        if ours:
+        if ours and config.replay_rollouts is None:
             print(f"confession: off; add {PREFIX}enable to train with confessions", file=sys.stderr)
         return config
     check_config(config)
@@ -100,7 +104,7 @@ def absolute_paths(config: Config) -> Config:
     """Paths as every worker can find them, whatever folder it runs in."""
     changes: dict[str, object] = {
         name: str(Path(value).resolve())
-        for name in ("request_path", "judge_prompt", "trace_dir")
+        for name in ("request_path", "judge_prompt", "trace_dir", "record_rollouts", "replay_rollouts")
         if (value := getattr(config, name)) is not None
     }
     if config.judge_file:

@@ -85,6 +85,9 @@ WORKER_SEAMS: tuple[Seam, ...] = (
     Seam(_BUFFER, "NaiveReplayBuffer.setup_dynamic_batch", "losses:setup_dynamic_batch"),
 )
 
+#: In place instead of all others when recorded answers are replayed without confessions.
+REPLAY_SEAM = Seam(_SAMPLES, "SamplesGenerator.generate_samples", "recording:replayed_answers")
+
 DRIVER_SEAMS: tuple[Seam, ...] = (
     Seam("openrlhf.trainer.ray", "create_vllm_engines", "rollout:create_vllm_engines", ("max_model_len",)),
 )
@@ -103,6 +106,11 @@ def install_worker() -> None:
     """
     for seam in WORKER_SEAMS:
         when_imported(seam.module, functools.partial(_wrap, seam))
+
+
+def install_replay() -> None:
+    """Put the one seam of a replay without confessions in place."""
+    when_imported(REPLAY_SEAM.module, functools.partial(_wrap, REPLAY_SEAM))
 
 
 def install_driver() -> None:

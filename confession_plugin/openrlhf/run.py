@@ -35,7 +35,7 @@ def run_cli(argv: Sequence[str], config: Config) -> None:
     if config.enable:
         os.environ.update(config.to_env())
         install.install_driver()
-    if config.enable or cpu.engaged():
+    if config.enable or cpu.engaged() or config.replay_rollouts is not None:
         _watch_start(config)
     sys.argv = [CLI, *argv]
     runpy.run_module(CLI, run_name="__main__", alter_sys=True)
@@ -45,8 +45,11 @@ def set_up_worker() -> None:
     """Ray's ``worker_process_setup_hook``: the CPU stand-ins where they are needed, then the seams."""
     if cpu.engaged():
         cpu.prepare_worker()
-    if Config.from_env().enable:
+    config = Config.from_env()
+    if config.enable:
         install.install_worker()
+    elif config.replay_rollouts is not None:
+        install.install_replay()
 
 
 def _watch_start(config: Config) -> None:

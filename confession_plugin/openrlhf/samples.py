@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from confession_plugin.errors import PluginError
-from confession_plugin.openrlhf import session
+from confession_plugin.openrlhf import recording, session
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import write_info
 from confession_plugin.openrlhf.rollout import with_ticket
@@ -34,12 +34,16 @@ class Progress:
 
 
 def generate_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Count the training batches."""
-    progress = Progress.of(self)
+    """Count the training batches; save or replay them where the run says so (see `recording`)."""
+    config, progress = session.config(), Progress.of(self)
     progress.steps += 1
+    if config.replay_rollouts is not None:
+        return recording.replay(self, config.replay_rollouts, progress.steps, answers_only=False, **kwargs)
     result = host(self, *args, **kwargs)
     if not result[0]:
         progress.steps -= 1  # the end of an episode: the host asked once more and got nothing
+    elif config.record_rollouts is not None:
+        recording.save(config.record_rollouts, progress.steps, result[0])
     return result
 
 
@@ -131,6 +135,8 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
         whole.info["response_clip_ratio"] = experience.info["response_clip_ratio"]
         experience = whole
     write_info(experience.info, tokens.numbers if tokens is not None else {})
+    if session.config().record_rollouts is not None:
+        recording.remember(experience, {**response, "confession": tokens} if tokens is not None else response)
     return experience
 
 
