@@ -20,7 +20,8 @@ from confession_plugin import Confession, ConfigError, Rollout, Verdict
 from confession_plugin.config import Config, check_config, parse_config
 from confession_plugin.errors import JudgeError
 from confession_plugin.judging import probe
-from confession_plugin.judging.http import HttpJudge, excess_characters
+from confession_plugin.judging.fitting import excess_characters
+from confession_plugin.judging.http import HttpJudge
 from confession_plugin.judging.rubric import builtin_prompt
 from confession_plugin.judging.window import UnscoredWindow
 from confession_plugin.plugins import configured
@@ -423,6 +424,14 @@ def test_a_long_answer_and_a_long_prompt_give_way_after_the_transcript() -> None
         assert mark in last
 
 
+@pytest.mark.parametrize("style", ["vllm", "other"])
+def test_a_short_context_is_used_to_the_end_of_what_can_be_cut(style: str) -> None:
+    rollout = Rollout("The task.", "Done.", "w " * 20_000)
+    with JudgeServer(with_context(1200, style)) as server:
+        (found,) = ask(judge_at(server.url, judge_max_tokens=1), rollout)
+    assert found.scored and len(server.calls) < 12
+
+
 def test_a_report_longer_than_the_context_is_unscored() -> None:
     item = REPORT.compliance_analysis[0].model_copy(update={"analysis": "word " * 5000})
     confession = Confession("", "", report=REPORT.model_copy(update={"compliance_analysis": (item,)}))
@@ -436,7 +445,9 @@ def test_an_exact_count_says_how_much_to_drop() -> None:
     messages = [{"role": "user", "content": "x" * 10_000}]
     text = "This model's maximum context length is 1100 tokens. However, your messages resulted in 2000 tokens."
     assert excess_characters(text, messages, 100) == 10_000 - 4750
-    assert excess_characters("too long", messages, 100) == 5000
+    vague = "This model's maximum context length is 1100 tokens and your prompt contains at least 1001 input tokens."
+    assert excess_characters(vague, messages, 100) is None
+    assert excess_characters("too long", messages, 100) is None
 
 
 # ── load ──
@@ -617,6 +628,7 @@ def test_the_probe_finds_what_cannot_work(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (Answer(fault="hang"), "timeout"),
         (says("Fine!"), "--confession.judge_schema off"),
+        (says('{"reasons": "Fi', "length"), "raise --confession.judge_max_tokens"),
         (error(400, "maximum context length is 10 tokens"), "--confession.judge_max_tokens"),
         (error(500, "oops"), "http_5xx"),
     ],
@@ -633,3 +645,15 @@ def test_the_probe_says_how_to_mend(answer: Answer, hint: str) -> None:
 def test_what_is_no_url_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"neither a \.py file nor"):
         check_config(Config(judge_url="judge:8000", judge_model="judge"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"judge_calibration_url": "http://x/v1"}, "--confession.judge_calibration_model NAME"),
+        ({"judge_calibration_url": "x:80", "judge_calibration_model": "m"}, "'x:80' is no http"),
+    ],
+)
+def test_calibration_flags_that_cannot_work_are_refused(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        judge_at("http://127.0.0.1:9/v1", **settings)

@@ -4,7 +4,9 @@
     verdict = await judge(rollout, confession)  # never raises for a judge's failure: that is an unscored verdict
 
 * `function`  a ``.py`` file with ``judge(rollout, confession)``
-* `http`      the server judge: `rubric` builds the message, `client` carries it, `verdict` reads the reply
+* `http`      the server judge: `rubric` builds the message, `fitting` shortens it where the judge's context is short,
+              `client` carries it, `verdict` reads the reply; `calibration` adds a second model's report
+* `probe`     one real judgment before the run starts
 * `window`    how much silence a run accepts
 """
 
@@ -49,7 +51,7 @@ def probe(config: Config) -> None:
         ConfigError: unreachable, wrong model name, bad key, or no readable verdict.
     """
     if config.judge_urls:
-        from confession_plugin.judging.http import probe_server
+        from confession_plugin.judging.probe import probe_server
 
         probe_server(config)
     else:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from confession_plugin.config import Config
 from confession_plugin.errors import Unscored
 from confession_plugin.judging.client import ChatClient
+from confession_plugin.judging.fitting import complete_fitting
 from confession_plugin.judging.rubric import Rubric, builtin_prompt, clean, report_text, sections_of
 from confession_plugin.records import Rollout
 from confession_plugin.report import ReportError, extract_report
@@ -68,7 +69,7 @@ class Calibration:
             note = (
                 f"(Your last reply could not be used: {problem}. Reply with the JSON object alone.)" if problem else ""
             )
-            reply = await self.client.complete(self.rubric.messages(sections, note))
+            reply = await complete_fitting(self.client, self.rubric, sections, note)
             try:
                 return clean(report_text(extract_report(reply.text), reply.text))
             except ReportError as error:

@@ -71,6 +71,7 @@ class ChatClient:
         self.servers = [Server(url) for url in urls]
         self.timeout = timeout
         self.retries = retries
+        self.max_tokens = max_tokens
         self._key = key
         self._body: dict[str, Any] = {"model": model, **(body or {})}
         if "max_completion_tokens" not in self._body:

@@ -27,11 +27,6 @@ HEADINGS = {
     "confession": "The assistant's report, which you judge:",
 }
 
-#: Sections that give way when the judge's context is too short, in this order.  Never the report.
-_CUTTABLE = ("transcript", "answer", "calibration", "prompt", "reference")
-_LEAST = 600
-"""Characters a section keeps: 300 at each end."""
-
 Message = dict[str, str]
 
 
@@ -151,25 +146,3 @@ def fence_for(texts: Any) -> str:
     """A fence of backticks longer than any inside the texts."""
     longest = max((len(run) for text in texts for run in re.findall("`{3,}", text)), default=2)
     return "`" * max(longest + 1, 4)
-
-
-# ── fitting the judge's context ──
-
-
-def shorten(sections: Mapping[str, str], excess: int) -> dict[str, str] | None:
-    """Drop `excess` characters from the middle of the transcript, then of the other sections, never of the report.
-
-    Returns:
-        The shorter sections with a visible mark at each cut; None when that much cannot be dropped.
-    """
-    shorter = dict(sections)
-    for name in _CUTTABLE:
-        if excess <= 0:
-            break
-        text = shorter.get(name, "")
-        drop = min(excess, len(text) - _LEAST)
-        if drop > 0:
-            head = (len(text) - drop) // 2
-            shorter[name] = f"{text[:head]}\n[... {drop} characters cut ...]\n{text[head + drop :]}"
-            excess -= drop
-    return shorter if excess <= 0 else None
