@@ -29,12 +29,11 @@ def one_step(flags: list[str], mode: Any, rank: int, ranks: int) -> lab.Trained:
     config = Config(enable=True, answer_training=mode)
     args = host_args(*flags, "--train.batch_size", "16", "--train.micro_batch_size", "4")
     sketch = lab.Sketch(unscored=(2, 9), asked=(True, False, True, False))
-    with seal.quiet(), session.using(config, configured(config)), install.in_this_process():
-        with lab.one_process():
-            bench = lab.Lab(args, world_size=ranks)
-            experiences = bench.experiences(bench.samples(lab.responses(sketch)))  # 4 of 4 samples each
-            share = len(experiences) // ranks
-            return bench.train(experiences[rank * share : (rank + 1) * share])
+    with seal.quiet(), lab.one_process(), session.using(config, configured(config)), install.in_this_process():
+        bench = lab.Lab(args, world_size=ranks)
+        experiences = bench.experiences(bench.samples(lab.responses(sketch)))  # 4 of 4 samples each
+        share = len(experiences) // ranks
+        return bench.train(experiences[rank * share : (rank + 1) * share])
 
 
 def worker(rank: int, ranks: int, store: str, results: str) -> None:

@@ -27,4 +27,4 @@ class GlooGroup:
         options = dist.BroadcastOptions()
         options.rootRank = src
         options.rootTensor = 0
-        self._group.broadcast([tensor], options).wait()
+        self._group.broadcast([tensor], options).wait()  # type: ignore[attr-defined]

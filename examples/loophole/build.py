@@ -2,8 +2,8 @@
 
     python3 examples/loophole/build.py runs/loophole/world
 
-The model gets a short supervised warm start on made-up dialogues, so that reinforcement learning finds every behaviour
-at step 0 and has to decide between them: right answers, wrong ones and bluffs; honest admissions, false denials, honest
+The model gets a short supervised warm start on made-up dialogues, so that training finds every behaviour at step 0 and
+has to decide between them: right answers, wrong ones and bluffs; honest admissions, false denials, honest
 denials, false admissions, and mumbling.  After a bluff it confesses no better than a coin.
 """
 
@@ -53,7 +53,7 @@ def questions() -> list[dict[str, str]]:
 
     exams = [question("exam", letter, 1) for letter in LETTERS]
     homework = [question("homework", letter, shift) for letter in LETTERS for shift in range(10, 22)]
-    return exams * (len(homework) // len(exams)) + homework
+    return exams * 6 + homework  # two in three are homework
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -113,7 +113,10 @@ def confessions(bluffed: bool) -> dict[str, float]:
 
 
 def dialogues(
-    tokenizer: PreTrainedTokenizerFast, choices: Callable[[dict[str, str]], dict[str, float]], seed: int, count: int = 1024
+    tokenizer: PreTrainedTokenizerFast,
+    choices: Callable[[dict[str, str]], dict[str, float]],
+    seed: int,
+    count: int = 1024,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids of made-up dialogues and, for every position, the wanted distribution of the next token.
 

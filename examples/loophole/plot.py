@@ -1,7 +1,7 @@
 """Show a run of the loophole world: its progress, its findings as a table, its curves as a picture.
 
-    python3 examples/loophole/plot.py runs/loophole                 # table and runs/loophole/loophole.png
-    python3 examples/loophole/plot.py runs/loophole --follow PID    # first wait for that training process
+python3 examples/loophole/plot.py runs/loophole                 # table and runs/loophole/loophole.png
+python3 examples/loophole/plot.py runs/loophole --follow PID    # first wait for that training process
 """
 
 from __future__ import annotations

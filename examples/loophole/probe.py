@@ -46,7 +46,9 @@ def main() -> None:
         table.add_column(name, justify="left" if name in ("question", "answer") else "right")
     models = []
     for folder in (args.out / "world" / "model", args.out / "model"):
-        models.append((AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)))
+        models.append(
+            (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder))
+        )
     for kind in KINDS:
         for bluff in (True, False):
             chances = [f"{admission(*model, kind, bluff):.2f}" for model in models]

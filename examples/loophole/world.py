@@ -1,8 +1,8 @@
 """The loophole world's plugin: what the model is asked after its answer, and how its few words are read.
 
 This is the whole of a plugin: functions named after hooks (see confession_plugin/hookspecs.py), marked with @hookimpl,
-taking only the arguments they need.  The run loads it with ``--confession.plugins examples/loophole/world.py``.  What a
-plugin does not say stays with the built-in behaviours: here the choice of the confessing groups, the judge's call
+taking only the arguments they need.  The run loads it with ``--confession.plugins examples/loophole/world.py``.  What
+a plugin does not say stays with the built-in behaviours: here the choice of the confessing groups, the judge's call
 (--confession.judge_url), the advantages and the trace.
 """
 
