@@ -28,8 +28,8 @@ from harness import read_scalars  # noqa: E402
 
 
 def flags(out: Path, world: Path) -> list[str]:
-    text = f"""--actor.model_name_or_path {world}/model --reward.remote_url {WORLD}/reward.py --data.apply_chat_template
-    --data.prompt_dataset {world}/prompts.jsonl --data.input_key input --data.label_key label --data.max_len 32
+    text = f"""--actor.model_name_or_path {world}/model --reward.remote_url {WORLD}/reward.py
+    --data.apply_chat_template --data.prompt_dataset {world}/prompts.jsonl --data.input_key input --data.label_key label --data.max_len 32
     --rollout.batch_size 52 --rollout.n_samples_per_prompt 8 --rollout.micro_batch_size 104
     --rollout.max_new_tokens 4 --train.num_episodes {STEPS // 12} --train.batch_size 416
     --train.micro_batch_size 104
