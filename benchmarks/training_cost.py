@@ -21,18 +21,18 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 WORLD = ROOT / "examples" / "loophole"
 PHASES = ("generation", "make_experience", "ppo_train", "broadcast", "step_total")
-STEPS = 24
 
 sys.path.insert(0, str(ROOT / "integration_tests"))
 from harness import read_scalars  # noqa: E402
 
 
 def flags(out: Path, world: Path) -> list[str]:
-    text = f"""--actor.model_name_or_path {world}/model --reward.remote_url {WORLD}/reward.py
-    --data.apply_chat_template --data.prompt_dataset {world}/prompts.jsonl --data.input_key input --data.label_key label --data.max_len 32
+    text = f"""
+    --actor.model_name_or_path {world}/model --reward.remote_url {WORLD}/reward.py
+    --data.prompt_dataset {world}/prompts.jsonl --data.input_key input --data.label_key label
+    --data.apply_chat_template --data.max_len 32 --rollout.max_new_tokens 4
     --rollout.batch_size 52 --rollout.n_samples_per_prompt 8 --rollout.micro_batch_size 104
-    --rollout.max_new_tokens 4 --train.num_episodes {STEPS // 12} --train.batch_size 416
-    --train.micro_batch_size 104
+    --train.batch_size 416 --train.micro_batch_size 104 --train.num_episodes 3
     --actor.adam.lr 5e-4 --actor.lr_scheduler constant --algo.advantage.estimator group_norm --algo.kl.init_coef 0
     --train.colocate_all --actor.num_gpus_per_node 1 --vllm.num_engines 1 --vllm.gpu_memory_utilization 0.3
     --ckpt.output_dir {out}/model --ckpt.path {out}/checkpoints --logger.tensorboard_dir {out}/tensorboard"""
