@@ -35,15 +35,10 @@ def request_token_ids(tokenizer: Any, request: Request, answered: Sequence[int],
         answer stopped by itself its end-of-turn token is already there and is not repeated; a truncated answer gets
         the whole ending.
     """
-    between = turn_change(tokenizer, request) if chat else plain_turn_change(request)
-    ids: list[int] = list(_encode(tokenizer, between))
-    if chat:
-        ids = ids[_overlap(answered, ids) :]
-    elif answered and answered[-1] == getattr(tokenizer, "eos_token_id", None):
-        # A plain-text model that ended its answer cannot be talked to after its end token in any better way; the
-        # token was sampled and trained, so it stays.
-        pass
-    return ids
+    if not chat:
+        return _encode(tokenizer, plain_turn_change(request))
+    ids = _encode(tokenizer, turn_change(tokenizer, request))
+    return ids[_overlap(answered, ids) :]
 
 
 def turn_change(tokenizer: Any, request: Request) -> str:
@@ -93,16 +88,6 @@ def _overlap(answered: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    # The requests of a run are few and long: tokenise each once per process.
-    return _encode_cached(tokenizer, text) if type(tokenizer).__hash__ is not None else _encode_now(tokenizer, text)
-
-
-@lru_cache(maxsize=64)
-def _encode_cached(tokenizer: Any, text: str) -> list[int]:
-    return _encode_now(tokenizer, text)
-
-
-def _encode_now(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text=text, add_special_tokens=False)["input_ids"]
     return ids
 
