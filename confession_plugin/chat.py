@@ -88,8 +88,9 @@ def _overlap(answered: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text=text, add_special_tokens=False)["input_ids"]
-    return ids
+    ids: Any = tokenizer(text=text, add_special_tokens=False)["input_ids"]
+    # The processor of a vision-language model answers with a batch of one, also to text alone.
+    return list(ids[0] if ids and isinstance(ids[0], list) else ids)
 
 
 @lru_cache(maxsize=8)

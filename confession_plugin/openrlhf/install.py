@@ -152,19 +152,12 @@ def _wrap(seam: Seam, module: ModuleType) -> None:
     if hasattr(original, MARK):
         return
 
-    def resolve() -> Callable[..., Any]:
-        return _replacement(seam)
-
-    setattr(owner, name, _wrapped(original, resolve, seam))
-
-
-def _wrapped(original: Callable[..., Any], resolve: Callable[[], Callable[..., Any]], seam: Seam) -> Any:
     @functools.wraps(original)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return resolve()(original, *args, **kwargs)
+        return _replacement(seam)(original, *args, **kwargs)
 
     setattr(wrapper, MARK, f"{seam.module}:{seam.path}")
-    return wrapper
+    setattr(owner, name, wrapper)
 
 
 @functools.cache
@@ -172,12 +165,6 @@ def _replacement(seam: Seam) -> Callable[..., Any]:
     module, name = seam.replacement.split(":")
     function: Callable[..., Any] = getattr(import_module(f"{_HERE}.{module}"), name)
     return function
-
-
-def seam_table() -> list[tuple[str, str]]:
-    """What is replaced by what, for the docs."""
-    seams = (*WORKER_SEAMS, *DRIVER_SEAMS, *DRIVER_ACTORS)
-    return [(f"{seam.module}:{seam.path}", f"{_HERE}.{seam.replacement}") for seam in seams]
 
 
 @contextlib.contextmanager
