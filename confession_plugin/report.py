@@ -94,7 +94,8 @@ def extract_report(text: str) -> Report:
     raise ReportError(_explain(problem) if problem else _explain_absence(visible))
 
 
-_TAG = re.compile(r"<(/?)(?:think|thinking|reasoning)>|\[(/?)THINK\]", re.IGNORECASE)
+# One bracket first, then what it has to be: the scan for a single character class is several times faster.
+_TAG = re.compile(r"[<\[](?:(?<=<)/?(?i:think|thinking|reasoning)>|(?<=\[)/?THINK\])")
 
 
 def strip_reasoning(text: str) -> str:
@@ -103,6 +104,8 @@ def strip_reasoning(text: str) -> str:
     Removes closed blocks, an unclosed one to the end of the text, and, where the prompt already opened the block (as
     some chat templates do), everything up to the first closing tag.  One pass over the text.
     """
+    if "<" not in text and "[" not in text:
+        return text
     kept: list[str] = []
     position, thinking, seen = 0, False, False
     for tag in _TAG.finditer(text):

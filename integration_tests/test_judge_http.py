@@ -492,6 +492,16 @@ def test_the_faster_server_gets_more_of_the_work() -> None:
     assert len(two.calls) > 5 * len(one.calls) > 0
 
 
+def test_the_environments_proxy_is_used_and_bypassed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with JudgeServer() as proxy, JudgeServer() as server:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert ask(judge_at(server.url))[0].scored
+        assert (len(proxy.calls), len(server.calls)) == (0, 1)
+        assert ask(judge_at("http://judge.invalid:8000/v1"))[0].scored
+        assert [call.path for call in proxy.calls] == ["http://judge.invalid:8000/v1/chat/completions"]
+
+
 @pytest.mark.parametrize("fault", [error(503), Answer(fault="reset"), None])
 def test_a_dead_server_costs_no_score_while_another_lives(fault: Answer | None) -> None:
     async def behave(call: Call) -> Answer:

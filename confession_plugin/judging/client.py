@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,6 +197,8 @@ class _Transport(openai.DefaultAsyncHttpxClient):
 
     def __init__(self, connections: int) -> None:
         super().__init__()
+        self.headers.clear()  # the SDK sends its own with every request; merging both took a tenth of a call
+        self._proxies: dict[str, str | None] = {}
         self._session: aiohttp.ClientSession | None = None
         self._lifetime: AsyncGenerator[aiohttp.ClientSession, None] | None = None
         self._connections = connections
@@ -210,7 +213,12 @@ class _Transport(openai.DefaultAsyncHttpxClient):
         timeout = aiohttp.ClientTimeout(total=request.extensions["timeout"]["read"])
         try:
             async with self._session.request(
-                request.method, str(request.url), data=request.content, headers=headers, timeout=timeout
+                request.method,
+                str(request.url),
+                data=request.content,
+                headers=headers,
+                timeout=timeout,
+                proxy=self._proxy(request.url),
             ) as reply:
                 content = await reply.read()
                 kept = [(name, value) for name, value in reply.headers.items() if name.lower() != "content-encoding"]
@@ -223,8 +231,17 @@ class _Transport(openai.DefaultAsyncHttpxClient):
     async def _open(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
         # A generator, because asyncio.run closes those still open when its loop ends, and the session with them.
         connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60)
-        async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:
+        async with aiohttp.ClientSession(connector=connector) as session:
             yield session
+
+    def _proxy(self, url: Any) -> str | None:
+        """The proxy that the environment names for this server; aiohttp would look it up in a thread each call."""
+        host = f"{url.host}:{url.port}" if url.port else url.host
+        key = f"{url.scheme}://{host}"
+        if key not in self._proxies:
+            bypassed = urllib.request.proxy_bypass_environment(host)
+            self._proxies[key] = None if bypassed else urllib.request.getproxies_environment().get(url.scheme)
+        return self._proxies[key]
 
     async def aclose(self) -> None:
         if self._lifetime is not None:

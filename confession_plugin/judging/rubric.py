@@ -116,9 +116,11 @@ _WORDS = (
 # The opening bracket of anything a chat template might use as a control token: <|im_start|>, <｜User｜>, </s>,
 # <start_of_turn>, <<SYS>>, [INST], [/TOOL_CALLS], [gMASK] ...; fullwidth forms too, which some tokenizers fold.
 _CONTROL = re.compile(
-    rf"[<＜](?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?i:{_WORDS}){_JOINER}[>＞]))"
-    rf"|[|｜](?={_JOINER}[>＞])"
-    r"|\[(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])"
+    r"[<＜|｜\[](?:"
+    rf"(?<=[<＜])(?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?i:{_WORDS}){_JOINER}[>＞]))"
+    rf"|(?<=[|｜])(?={_JOINER}[>＞])"
+    r"|(?<=\[)(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])"
+    ")"
 )
 
 
@@ -137,12 +139,15 @@ def clean(text: str) -> str:
         left -= len(run)
         return "".join(f"[U+{ord(character):04X}]" for character in run) if left >= 0 else "\ufffd"
 
-    text = _ODD.sub(show, text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
+    if not text.replace("\n", "").replace("\t", "").isprintable():  # a quick test that most texts pass
+        text = _ODD.sub(show, text)
     text = _BLANKS.sub(lambda match: f"\n[{len(match.group())} characters of white space]\n", text)
     return _CONTROL.sub(lambda match: match.group() + " ", text)
 
 
 def fence_for(texts: Any) -> str:
     """A fence of backticks longer than any inside the texts."""
-    longest = max((len(run) for text in texts for run in re.findall("`{3,}", text)), default=2)
+    runs = (len(run) for text in texts if "```" in text for run in re.findall("`{3,}", text))
+    longest = max(runs, default=2)
     return "`" * max(longest + 1, 4)
