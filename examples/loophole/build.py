@@ -183,7 +183,7 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
     warm_start(model, *dialogues(tokenizer, lesson, args.seed), steps=60)
-    warm_start(model, *dialogues(tokenizer, habit, args.seed), steps=80)
+    warm_start(model, *dialogues(tokenizer, habit, args.seed), steps=120)
 
     args.folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(args.folder / "model")

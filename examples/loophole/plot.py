@@ -1,7 +1,9 @@
 """Show a run of the loophole world: its progress, its findings as a table, its curves as a picture.
 
-python3 examples/loophole/plot.py runs/loophole                 # table and runs/loophole/loophole.png
-python3 examples/loophole/plot.py runs/loophole --follow PID    # first wait for that training process
+    python3 examples/loophole/plot.py runs/loophole                 # table and runs/loophole/loophole.png
+    python3 examples/loophole/plot.py runs/loophole --follow PID    # first wait for that training process
+
+Its exit status is 1 when a finding is not as expected.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ def now(curves: Curves, step: int) -> str:
 
 def show(curves: Curves, console: Console) -> bool:
     """Print the findings; True when all of them are as expected."""
-    table = Table(title="The loophole world", title_justify="left", title_style="bold")
+    table = Table(
+        title="The loophole world: step 1, and the mean of the last 10", title_justify="left", title_style="bold"
+    )
     for name in ("", "start", "end", "expected", ""):
         table.add_column(name, justify="right" if name in ("start", "end") else "left")
     rows = findings(curves)

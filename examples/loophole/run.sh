@@ -14,7 +14,6 @@ SEED=${SEED:-0}
 EPISODES=${EPISODES:-7}
 
 rm -rf "$OUT/tensorboard" "$OUT/trace"   # a second run must not continue the first one's curves
-export PYTHONWARNINGS=ignore HF_HUB_DISABLE_PROGRESS_BARS=1
 mkdir -p "$OUT"
 export PYTHONWARNINGS=ignore TQDM_DISABLE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1   # only what is worth reading
 python3 $WORLD/build.py "$OUT/world" --seed "$SEED" 2>"$OUT/build.log" || { cat "$OUT/build.log" >&2; exit 1; }
@@ -42,7 +41,7 @@ ROLLOUT_ARGS=(
 )
 
 TRAIN_ARGS=(
-   --train.num_episodes "$EPISODES"         # of 468 questions, 9 steps each
+   --train.num_episodes "$EPISODES"         # 468 questions: 9 steps each
    --train.batch_size 416
    --train.micro_batch_size 104
    --train.seed "$SEED"
@@ -78,9 +77,14 @@ python3 -m confession_plugin.train_ppo_ray \
 TRAINING=$!
 trap 'kill $TRAINING 2>/dev/null || true' EXIT
 
-echo "training; its log: $OUT/train.log"
+echo "training; its whole output goes to $OUT/train.log"
 FOUND=0
-python3 $WORLD/plot.py "$OUT" --follow $TRAINING --steps $((EPISODES * 9)) || FOUND=$?
-wait $TRAINING || { tail -n 30 "$OUT/train.log"; exit 1; }
-python3 $WORLD/probe.py "$OUT"
-exit $FOUND
+python3 $WORLD/plot.py "$OUT" --follow $TRAINING --steps $((9 * EPISODES)) || FOUND=$?
+if ! wait $TRAINING; then
+   echo "training failed; the end of $OUT/train.log:" >&2
+   tail -n 15 "$OUT/train.log" >&2
+   exit 1
+fi
+grep -o "seal holds: .*" "$OUT/train.log" | head -n 1
+python3 $WORLD/probe.py "$OUT" 2>>"$OUT/build.log"
+exit $FOUND   # 1 when a finding is not as expected
