@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     # Ray renices its workers by 15, out of the way of others; here they are all there is.
     "RAY_worker_niceness": "0",
+    # On a busy machine a process takes long to import what it needs; Ray gives up after 60 and 30 seconds.
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_agent_register_timeout_ms": "600000",
     # Ray would otherwise hide all devices from actors that ask for no GPU.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",

@@ -58,6 +58,13 @@ def _does_nothing(original: Any) -> Any:
     return does_nothing
 
 
+def _never(original: Any) -> Any:
+    def never(*args: Any, **kwargs: Any) -> bool:
+        return False
+
+    return never
+
+
 def _moving_average(original: Any) -> Any:
     @functools.wraps(original)
     def moving_average(self: Any, model: Any, model_ema: Any, beta: float = 0.992, device: str = "cpu") -> Any:
@@ -114,10 +121,10 @@ STAND_INS = (
         "packing insists on flash attention; sdpa masks packed rows by their position ids too",
     ),
     StandIn(
-        "deepspeed.comm.torch",
-        "build_shm_op",
-        _does_nothing,
-        "DeepSpeed would compile a shared-memory all-reduce with g++; gloo does it",
+        "deepspeed.ops.op_builder.builder",
+        "probe_is_compatible",
+        _never,
+        "DeepSpeed asks g++ what it could compile, and would compile its all-reduce: gloo has one",
     ),
     StandIn(
         "openrlhf.utils.deepspeed.deepspeed_utils",
