@@ -45,7 +45,7 @@ def test_a_gpu_command_line_trains_and_its_engine_follows(tiny: Tiny, tmp_path: 
         tmp_path,
         *base_flags(tiny, tmp_path, steps=8),
         *GPU_FLAGS,
-        *("--algo.advantage.is_correction_level", "token", "--actor.entropy_coef", "0.01"),
+        *("--algo.advantage.is_correction_level", "token", "--actor.entropy_coef", "0.01", "--actor.adam.lr", "3e-3"),
     )
     announced = [line for line in result.output.splitlines() if line.startswith("[confession_plugin]")]
     assert len(announced) == 1, announced
@@ -53,9 +53,9 @@ def test_a_gpu_command_line_trains_and_its_engine_follows(tiny: Tiny, tmp_path: 
     assert "--vllm.sync_backend gloo" in announced[0]
     assert [step for step, _ in result.scalars["train/reward"]] == list(range(1, 9))
     assert all(entropy > 0 for entropy in result.values("train/entropy_loss"))
-    # vllm_kl compares the engine's log-probs with the trainer's.  The policy has moved away from the reference (kl) by
-    # much more than the two differ, so the engine cannot be sampling from old weights.
-    assert result.values("train/kl")[-1] > 0.01
+    # vllm_kl compares the engine's log-probs with the trainer's.  The policy moves away from the reference (kl) by much
+    # more than the two ever differ, so the engine cannot be sampling from old weights: its vllm_kl would follow kl.
+    assert max(result.values("train/kl")) > 0.01
     assert max(result.values("train/vllm_kl")) < 1e-3
 
 
