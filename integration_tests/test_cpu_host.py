@@ -53,8 +53,8 @@ def test_a_gpu_command_line_trains_and_its_engine_follows(tiny: Tiny, tmp_path: 
     assert "--vllm.sync_backend gloo" in announced[0]
     assert [step for step, _ in result.scalars["train/reward"]] == list(range(1, 9))
     assert all(entropy > 0 for entropy in result.values("train/entropy_loss"))
-    # vllm_kl compares the engine's log-probs with the trainer's.  The policy moves away from the reference (kl) by much
-    # more than the two ever differ, so the engine cannot be sampling from old weights: its vllm_kl would follow kl.
+    # vllm_kl compares the engine's log-probs with the trainer's.  The policy moves away from the reference (kl) by
+    # much more than the two ever differ, so the engine cannot be on old weights: its vllm_kl would follow kl.
     assert max(result.values("train/kl")) > 0.01
     assert max(result.values("train/vllm_kl")) < 1e-3
 
