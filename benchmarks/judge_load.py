@@ -24,7 +24,7 @@ from rich.table import Table
 
 from confession_plugin.config import Config
 from confession_plugin.judging import Judge, load_judge
-from confession_plugin.judging.probe import _CASE, _REPORT
+from confession_plugin.judging.probing import _CASE, _REPORT
 from confession_plugin.records import Confession
 
 SERVER = Path(__file__).parent.parent / "integration_tests" / "judge_server.py"

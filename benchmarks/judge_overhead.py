@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from confession_plugin.judging.http import HttpJudge
-from confession_plugin.judging.probe import _CASE
+from confession_plugin.judging.probing import _CASE
 from confession_plugin.judging.rubric import sections_of
 from confession_plugin.judging.verdict import RESPONSE_FORMAT
 

@@ -21,7 +21,7 @@ from confession_plugin import Confession, ConfigError, Verdict
 from confession_plugin.config import Config
 from confession_plugin.judging import probe
 from confession_plugin.judging.http import HttpJudge
-from confession_plugin.judging.probe import _CASE, _REPORT
+from confession_plugin.judging.probing import _CASE, _REPORT
 from confession_plugin.judging.rubric import builtin_prompt
 from confession_plugin.judging.verdict import LABELS, RATINGS
 

@@ -51,7 +51,7 @@ def probe(config: Config) -> None:
         ConfigError: unreachable, wrong model name, bad key, or no readable verdict.
     """
     if config.judge_urls:
-        from confession_plugin.judging.probe import probe_server
+        from confession_plugin.judging.probing import probe_server
 
         probe_server(config)
     else:
