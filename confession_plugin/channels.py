@@ -13,7 +13,7 @@ Shapes: B samples in a micro-batch, A action positions (sequence length - 1), N 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -69,11 +69,13 @@ class Channel:
     """One reward channel of a rollout batch."""
 
     rewards: Tensor
-    """(N,) float32 in prompt order, samples of a group side by side.  Meaningful where `scored`."""
+    """(N,) float32 in prompt order, members of a group side by side.  Meaningful where `scored`."""
     scored: Tensor
     """(N,) bool."""
     masks: Sequence[Tensor]
     """One (B, A) bool mask per experience: the tokens this channel trains."""
+    group_size: int
+    """Entries side by side that share a baseline: the samples of a prompt, or the confessions about one answer."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,15 @@ class TwoChannelBatch:
     """A rollout batch as the hook `confession_advantages` sees it.
 
     ``estimate(channel, rows, group_size)`` runs the host's own advantage code (OpenRLHF:
-    ``RemoteExperienceMaker.compute_advantages_and_returns``) on the samples ``rows`` ((R,) long, in prompt order,
-    groups of ``group_size`` side by side) with the channel's rewards on the channel's tokens.
+    ``RemoteExperienceMaker.compute_advantages_and_returns``) on the entries ``rows`` ((R,) long, in prompt order,
+    groups of ``group_size`` side by side) of a channel, with its rewards on its tokens.
+
+    The honesty channel has as many entries as the answer channel, and its groups: confessions about the different
+    answers to one prompt.  With ``--confession.samples_per_answer`` K > 1 it has K entries an answer, and its groups
+    are the K confessions about one answer.
     """
 
     estimator: str
-    group_size: int
     answer: Channel
     honesty: Channel
     estimate: Callable[[Channel, Tensor, int], TokenValues]
@@ -112,11 +117,11 @@ class TwoChannelBatch:
             ]
 
         merged = TokenValues(on_masks("advantages"), on_masks("returns"))
-        return TwoChannelBatch(self.estimator, self.group_size, self.answer, self.honesty, self.estimate, merged)
+        return TwoChannelBatch(self.estimator, self.answer, self.honesty, self.estimate, merged)
 
 
 def whole_batch(channel: Channel) -> Tensor:
-    """(N,) long: every sample, in prompt order."""
+    """(N,) long: every entry, in prompt order."""
     return torch.arange(len(channel.rewards))
 
 
@@ -135,7 +140,7 @@ def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
     Filling the gaps with 0 instead would drag the baseline down and lift every scored member, honest or not, for no
     reason but the judge's failures; and where failures depend on the confession it would teach which ones fail.
     """
-    n = batch.group_size
+    n = channel.group_size
     by_group = channel.scored.reshape(-1, n)  # (G, n)
     if batch.estimator in SEPARABLE:
         total = _zeros(channel)
@@ -154,7 +159,7 @@ def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
     scope: int | None = None if batch.estimator == "flash_reinforce" else -1
     kept = by_group & groups.unsqueeze(-1)
     mean = _masked_mean(rewards, kept, scope)
-    filled = Channel(torch.where(kept, rewards, mean).reshape(-1), channel.scored, channel.masks)
+    filled = replace(channel, rewards=torch.where(kept, rewards, mean).reshape(-1))
     rows = groups.repeat_interleave(n).nonzero().squeeze(-1)
     return batch.estimate(filled, rows, n)
 

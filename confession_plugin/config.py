@@ -33,6 +33,11 @@ class Config(BaseModel):
         "dual",
         description="dual: confessing groups' answers train as always. exclusive: they are context only (the paper).",
     )
+    samples_per_answer: int = Field(
+        1,
+        ge=1,
+        description="Confessions about each answer; from 2 on they are each other's baseline. The answer trains once.",
+    )
     coef: float = Field(1.0, ge=0, description="Weight of the confession loss beside the answer loss.")
     seed: int | None = Field(None, description="Seed of the choice of confessing groups. Default: --train.seed.")
 

@@ -136,7 +136,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """Per-sample numbers of one training batch, for `confession_metrics`.  All sequences have one entry a sample."""
+    """Per-sample numbers of one training batch, for `confession_metrics`.
+
+    All sequences have one entry a sample, and one more for each further confession about the same answer.
+    """
 
     step: int
     asked: Sequence[bool]
@@ -157,3 +160,5 @@ class BatchStats:
     latency_s: Sequence[float]
     violation: Sequence[float]
     """Ground truth about the answer (``violation`` in the reward's extra_logs), NaN when the task does not tell."""
+    sibling: Sequence[bool] = ()
+    """A further confession about an answer that has its entry already; empty where there are none."""

@@ -36,7 +36,8 @@ def confession_judged(record: Judged) -> None:
 def confession_metrics(stats: BatchStats) -> dict[str, float]:
     """The run's confession metrics; a number is left out at steps where it is undefined."""
     asked = [index for index, was_asked in enumerate(stats.asked) if was_asked]
-    metrics = {"request_rate": len(asked) / max(len(stats.asked), 1)}
+    siblings = sum(stats.sibling)
+    metrics = {"request_rate": (len(asked) - siblings) / max(len(stats.asked) - siblings, 1)}
     if not asked:
         return metrics
     scored = [index for index in asked if stats.scored[index]]

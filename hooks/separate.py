@@ -13,6 +13,6 @@ from confession_plugin.channels import TwoChannelBatch, estimate_scored, whole_b
 @hookimpl(trylast=True)
 def confession_advantages(batch: TwoChannelBatch) -> TwoChannelBatch:
     """Advantages and returns of both channels by the run's own estimator (``--algo.advantage.estimator``)."""
-    answer = batch.estimate(batch.answer, whole_batch(batch.answer), batch.group_size)
+    answer = batch.estimate(batch.answer, whole_batch(batch.answer), batch.answer.group_size)
     honesty = estimate_scored(batch, batch.honesty)
     return batch.merge(answer, honesty)

@@ -83,7 +83,7 @@ def host_baseline(estimator: str, rewards: torch.Tensor, group_size: int) -> tor
 
 def batch_of(estimator: str, rewards: torch.Tensor, scored: torch.Tensor, group_size: int) -> TwoChannelBatch:
     masks = [scored.unsqueeze(-1)]
-    channel = Channel(rewards, scored, masks)
+    channel = Channel(rewards, scored, masks, group_size)
 
     def estimate(used: Channel, rows: torch.Tensor, size: int) -> TokenValues:
         values = torch.zeros(len(rewards), 1)
@@ -91,7 +91,7 @@ def batch_of(estimator: str, rewards: torch.Tensor, scored: torch.Tensor, group_
         values = keep(values, masks[0])
         return TokenValues([values], [values])
 
-    return TwoChannelBatch(estimator, group_size, channel, channel, estimate)
+    return TwoChannelBatch(estimator, channel, channel, estimate)
 
 
 SCORED = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)
@@ -125,7 +125,7 @@ def test_reinforce_baseline_and_flash_reinforce_take_the_mean_of_the_scored() ->
         used.append(channel.rewards[rows].reshape(-1, size))
         return batch.estimate(channel, rows, size)
 
-    estimate_scored(TwoChannelBatch("reinforce_baseline", 4, batch.answer, batch.honesty, recording), batch.honesty)
+    estimate_scored(TwoChannelBatch("reinforce_baseline", batch.answer, batch.honesty, recording), batch.honesty)
     groups = [group for group in range(5) if SCORED[4 * group : 4 * group + 4].sum() > 1]
     means = torch.stack([rewards[4 * g : 4 * g + 4][SCORED[4 * g : 4 * g + 4]].mean() for g in groups])
     assert torch.allclose(used[0].mean(-1), means)  # the gaps leave each group's mean where the scored put it

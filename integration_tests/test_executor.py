@@ -199,6 +199,35 @@ def test_one_sample_with_two_spans_and_aligned_log_probs(engine: Engine, tokeniz
     assert sample.total_length.item() == len(sample.sequences[0])
 
 
+def test_several_confessions_about_one_answer(engine: Engine, tokenizer: Any) -> None:
+    """Different texts after the same answer and request, each judged; as rows, each with its own log-probs."""
+    from confession_plugin.openrlhf.siblings import siblings_of, unfold
+
+    config = CONFIG.model_copy(update={"samples_per_answer": 3})
+    world = World()
+    stock = execute(engine, single_turn(engine), tokenizer, sampling=params(seed=7))
+    response = execute(engine, confessing(single_turn(engine), world, config), tokenizer, sampling=params(seed=7))
+    assert response["observation_tokens"] == stock["observation_tokens"]
+    first: ConfessionTokens = response["confession"]
+    three = (first, *first.siblings)
+    assert len(three) == 3 and len({tuple(one.confession) for one in three}) == 3  # a seed is not one text thrice
+    texts = [tokenizer.decode(one.confession, skip_special_tokens=True) for one in three]
+    assert sorted(record.confession.text for record in world.records) == sorted(texts)
+    assert len({record.rollout.answer for record in world.records}) == 1 and len(world.records) == 3
+    sample = sample_of(response, config)
+    assert len(siblings_of(sample)) == 2
+    rows = unfold(sample)
+    for row, one in enumerate(three):
+        length = int(rows.attention_mask[row].sum())
+        assert rows.sequences[row, :length].tolist() == stock["observation_tokens"] + one.request + one.confession
+        assert rows.rollout_log_probs[row, : length - 1][-len(one.confession) :].tolist() == pytest.approx(
+            one.log_probs
+        )
+    (start, end) = response["action_ranges"][0]
+    trained = rows.action_mask.sum(-1).tolist()
+    assert trained == [end - start + len(first.confession), *(len(one.confession) for one in first.siblings)]
+
+
 def test_records_tell_the_whole_story(engine: Engine, tokenizer: Any) -> None:
     world = World()
     response = execute(engine, confessing(single_turn(engine), world), tokenizer)

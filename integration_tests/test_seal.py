@@ -284,7 +284,7 @@ class ReturnToGo:
 
     @hookimpl
     def confession_advantages(self, batch: channels.TwoChannelBatch) -> channels.TwoChannelBatch:
-        answer = batch.estimate(batch.answer, channels.whole_batch(batch.answer), batch.group_size)
+        answer = batch.estimate(batch.answer, channels.whole_batch(batch.answer), batch.answer.group_size)
         honesty = channels.estimate_scored(batch, batch.honesty)
         flowed = [
             a + mask * h.flip(-1).cumsum(-1).flip(-1)
@@ -298,7 +298,7 @@ class JointWhitening:
 
     @hookimpl
     def confession_advantages(self, batch: channels.TwoChannelBatch) -> channels.TwoChannelBatch:
-        answer = batch.estimate(batch.answer, channels.whole_batch(batch.answer), batch.group_size)
+        answer = batch.estimate(batch.answer, channels.whole_batch(batch.answer), batch.answer.group_size)
         honesty = channels.estimate_scored(batch, batch.honesty)
         merged = batch.merge(answer, honesty).merged
         assert merged is not None
@@ -438,7 +438,7 @@ from confession_plugin.channels import TokenValues, estimate_scored, whole_batch
 
 @hookimpl
 def confession_advantages(batch):
-    answer = batch.estimate(batch.answer, whole_batch(batch.answer), batch.group_size)
+    answer = batch.estimate(batch.answer, whole_batch(batch.answer), batch.answer.group_size)
     honesty = estimate_scored(batch, batch.honesty)
     leaked = [a + h.sum(-1, keepdim=True) for a, h in zip(answer.advantages, honesty.advantages)]
     return batch.merge(TokenValues(leaked, answer.returns), honesty)

@@ -33,12 +33,14 @@ def trace(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def check(result: CliResult, tmp_path: Path, *, probability: float, steps: int, per_step: int = 16) -> None:
+def check(
+    result: CliResult, tmp_path: Path, *, probability: float, steps: int, per_step: int = 16, nested: int = 1
+) -> None:
     """What holds in every mode: the share asked, one trace line a confession, finite numbers, a kept seal."""
     assert "seal holds" in result.output
     assert result.values("train/confession/request_rate") == [probability] * steps
     records = trace(tmp_path)
-    assert len(records) == probability * steps * per_step
+    assert len(records) == probability * steps * per_step * nested
     assert {record["step"] for record in records} == set(range(1, steps + 1))
     assert result.values("train/confession/unscored_rate") == [0.0] * steps
     by_step = [[r["honesty_reward"] for r in records if r["step"] == step + 1] for step in range(steps)]
@@ -128,6 +130,18 @@ def test_dynamic_batches_on_packed_samples(tiny: Tiny, tmp_path: Path) -> None:
     flags += ["--train.max_tokens_per_gpu", "256", "--rollout.max_tokens_per_gpu", "256"]
     result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
     check(result, tmp_path, probability=0.5, steps=3)
+
+
+def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "rloo"]
+    flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3"]
+    flags += ["--confession.samples_per_answer", "3"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=3, nested=3)
+    assert "several confessions an answer" in result.output
+    answers = [(record["step"], record["group"], record["answer"]) for record in trace(tmp_path)]
+    assert all(answers.count(one) % 3 == 0 for one in answers)
+    assert result.values("train/rollout/num_samples") == [16.0] * 3  # for the host, as many samples as ever
 
 
 def test_probability_zero_asks_nobody(tiny: Tiny, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ class _Transport(openai.DefaultAsyncHttpxClient):
         host = f"{url.host}:{url.port}" if url.port else url.host
         key = f"{url.scheme}://{host}"
         if key not in self._proxies:
-            bypassed = urllib.request.proxy_bypass_environment(host)
+            bypassed = urllib.request.proxy_bypass(host)
             self._proxies[key] = None if bypassed else urllib.request.getproxies_environment().get(url.scheme)
         return self._proxies[key]
 

@@ -6,6 +6,7 @@ is asked to confess about it.  What comes back is the host's own response with o
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import math
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from contextvars import ContextVar
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
@@ -24,7 +25,7 @@ from confession_plugin.config import Config
 from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.window import UnscoredWindow
 from confession_plugin.plugins import PluginManager
-from confession_plugin.records import Confession, Judged, Parsed, Rollout, Verdict
+from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class ConfessionTokens:
     confession: list[int] = field(default_factory=list)
     log_probs: list[float] | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    siblings: tuple[ConfessionTokens, ...] = ()
+    """Further confessions about the same answer (``--confession.samples_per_answer``)."""
 
 
 class ConfessingExecutor(AgentExecutorBase):
@@ -93,15 +96,35 @@ class ConfessingExecutor(AgentExecutorBase):
         chat = self._config.request_format == "chat"
         request_ids = request_token_ids(hf_tokenizer, request, answered, chat=chat)
         room = max_length + self._config.context_tokens - len(answered) - len(request_ids)
-        numbers: dict[str, float] = {"asked": 1, "step": ticket.step}
         if room < 1:
             # The request's doing, not the policy's: no score, and no shorter answer to make room.
             confession = Confession(request=request.text, text="", problem="no_room")
             self._observe(Judged(rollout, confession, Verdict(unscored="no_room"), None))
-            return ConfessionTokens(numbers=numbers)
+            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step})
 
         params.max_tokens = min(self._config.max_new_tokens, room)
-        output = (await llm_engine.generate(answered + request_ids, params)).outputs[0]
+        want_log_probs = response["rollout_log_probs"] is not None
+
+        async def one(number: int) -> ConfessionTokens:
+            own = params if number == 0 else params.clone()
+            if number and own.seed is not None:
+                own.seed += number  # or all would be the same text
+            output = (await llm_engine.generate(answered + request_ids, own)).outputs[0]
+            return await self._judged(rollout, request, request_ids, output, hf_tokenizer, want_log_probs)
+
+        first, *others = await asyncio.gather(*map(one, range(self._config.samples_per_answer)))
+        return replace(first, siblings=tuple(others))
+
+    async def _judged(
+        self,
+        rollout: Rollout,
+        request: Request,
+        request_ids: list[int],
+        output: Any,
+        hf_tokenizer: Any,
+        want_log_probs: bool,
+    ) -> ConfessionTokens:
+        """One sampled confession, read and judged."""
         ids = list(output.token_ids)
         truncated = output.finish_reason == "length"
         text = hf_tokenizer.decode(ids, skip_special_tokens=True)
@@ -119,7 +142,9 @@ class ConfessingExecutor(AgentExecutorBase):
         verdict = await self._judge(rollout, confession)
         reward = self._reward(verdict, confession)
         self._observe(Judged(rollout, confession, verdict, reward))
-        numbers |= {
+        numbers = {
+            "asked": 1,
+            "step": rollout.step,
             "length": len(ids),
             "tail": len(request_ids) + len(ids),
             "scored": reward is not None,
@@ -131,7 +156,7 @@ class ConfessingExecutor(AgentExecutorBase):
             "fingerprint": zlib.crc32(text.strip().encode("utf-8", "surrogatepass")),
             "latency_s": verdict.latency_s,
         }
-        log_probs = _sampled_log_probs(output, ids) if response["rollout_log_probs"] is not None else None
+        log_probs = _sampled_log_probs(output, ids) if want_log_probs else None
         return ConfessionTokens(request_ids, ids, log_probs, numbers)
 
     async def _judge(self, rollout: Rollout, confession: Confession) -> Verdict:

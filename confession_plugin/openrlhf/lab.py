@@ -16,7 +16,7 @@ import random
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -335,6 +335,7 @@ class Sketch:
     asked: Sequence[bool] = (True, False, True, True)
     unscored: Sequence[int] = ()
     confession_tokens: int | None = None
+    samples_per_answer: int = 1
     two_turns: bool = False
     with_log_probs: bool = True
     with_rewards: bool = True
@@ -360,8 +361,17 @@ def responses(
         if answer_reward is not None:
             made[-1]["reward"] = made[-1]["scores"] = answer_reward(sample)
         if confess and sketch.asked[group % len(sketch.asked)]:
-            made[-1]["confession"] = _confession(random.Random(f"{sketch.seed}:{sample}:c"), sample, sketch, honesty)
+            made[-1]["confession"] = _confessions(sample, sketch, honesty)
     return made
+
+
+def _confessions(sample: int, sketch: Sketch, honesty: Callable[[int], float] | None) -> ConfessionTokens:
+    """A sample's confession and its siblings: another text and reward each, after the same request."""
+    first, *others = (
+        _confession(random.Random(f"{sketch.seed}:{sample}:c{number or ''}"), sample, number, sketch, honesty)
+        for number in range(sketch.samples_per_answer)
+    )
+    return replace(first, siblings=tuple(replace(other, request=first.request) for other in others))
 
 
 def _answer(draw: random.Random, group: random.Random, sketch: Sketch) -> dict[str, Any]:
@@ -388,19 +398,19 @@ def _answer(draw: random.Random, group: random.Random, sketch: Sketch) -> dict[s
 
 
 def _confession(
-    draw: random.Random, sample: int, sketch: Sketch, honesty: Callable[[int], float] | None
+    draw: random.Random, sample: int, number: int, sketch: Sketch, honesty: Callable[[int], float] | None
 ) -> ConfessionTokens:
     length = sketch.confession_tokens or draw.randint(1, 9)
     reward = draw.random()
     request, confession = _tokens(draw, 3), _tokens(draw, length)
-    scored = sample not in sketch.unscored
+    scored = sample + number not in sketch.unscored
     numbers = {
         "asked": 1,
         "step": 1,
         "length": length,
         "tail": length + len(request),
         "scored": scored,
-        "reward": (honesty(sample) if honesty is not None else reward) if scored else 0.0,
+        "reward": (honesty(sample + number) if honesty is not None else reward) if scored else 0.0,
         "parsed": 1,
     }
     log_probs = [-3.5 + draw.uniform(-0.4, 0.4) for _ in confession] if sketch.with_log_probs else None

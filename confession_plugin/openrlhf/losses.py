@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from confession_plugin.channels import AnswerTraining, keep
 from confession_plugin.openrlhf import session
 from confession_plugin.openrlhf.experiences import PREFIX, SPAN_KEYS, answer_statistics, drop_keys, spans_of
+from confession_plugin.openrlhf.siblings import KEY as SIBLINGS
+from confession_plugin.openrlhf.siblings import unfold
 
 CHANNELS = "channels"
 
@@ -158,7 +160,8 @@ def batch_totals(trainer: Any, which: int) -> Norm:
     """
     from openrlhf.utils.loss_utils import get_loss_batch_info
 
-    masks = [trained_masks(item)[which].reshape(1, -1) for item in trainer.replay_buffer.items]
+    rows = [row for item in trainer.replay_buffer.items for row in (item, *item.info.get(SIBLINGS, ()))]
+    masks = [trained_masks(row)[which].reshape(1, -1) for row in rows]
     width = max(mask.shape[-1] for mask in masks)
     padded = torch.cat([nn.functional.pad(mask, (0, width - mask.shape[-1])) for mask in masks])  # (items, width)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
@@ -213,18 +216,21 @@ def training_step(host: Any, self: Any, experience: Any, *args: Any, **kwargs: A
     """Seam: ``ActorPPOTrainer.training_step`` and ``CriticPPOTrainer.training_step``."""
     call = inspect.signature(host).bind(self, experience, *args, **kwargs)
     call.apply_defaults()
+    rows = call.arguments["experience"] = unfold(experience)
     norms = call.arguments["loss_batch_info"]
     if norms is None:
         norms = _dynamic_norms(self, call.arguments["step"])
-    answer, confession = trained_masks(experience)
+    answer, confession = trained_masks(rows)
     channels = Channels(
         ChannelLoss(1.0, answer, norms["answer"]),
         ChannelLoss(session.config().coef, confession, norms["confession"]),
     )
     call.arguments["loss_batch_info"] = {CHANNELS: channels}
-    with answer_statistics([experience]):
-        drop_keys(experience, SPAN_KEYS)
+    with answer_statistics([rows]):
+        drop_keys(rows, (*SPAN_KEYS, "siblings"))
         status = host(*call.args, **call.kwargs)
+    if "num_samples" in status:
+        status["num_samples"] = float(len(experience.sequences))  # siblings are no samples: the weight of logged means
     return _log_by_channel(self, status, channels)
 
 

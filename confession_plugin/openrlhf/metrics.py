@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from confession_plugin.openrlhf import session
 from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, column, drop_keys
+from confession_plugin.openrlhf.siblings import samples_of_siblings, unfold
 from confession_plugin.records import BatchStats
 
 logger = logging.getLogger(__name__)
@@ -32,16 +34,18 @@ def compute_rollout_stats(host: Any, self: Any, experiences: list[Any], *args: A
 
 
 def batch_stats(experiences: list[Any]) -> BatchStats:
-    """Per-sample numbers of a rollout batch."""
+    """Per-sample numbers of a rollout batch, every further confession about an answer an entry of its own."""
+
+    rows = [unfold(experience) for experience in experiences]
 
     def every(key: str) -> list[Any]:
-        values: list[Any] = torch.cat([column(experience.info, key) for experience in experiences]).tolist()
+        values: list[Any] = torch.cat([column(one.info, key) for one in rows]).tolist()
         return values
 
     asked, scored = ([bool(value) for value in every(key)] for key in ("asked", "scored"))
     has_truth = all("violation" in experience.info for experience in experiences)
     violation = (
-        torch.cat([experience.info["violation"].float() for experience in experiences]).tolist()
+        torch.cat([_violations(experience) for experience in experiences]).tolist()
         if has_truth
         else [math.nan] * len(asked)
     )
@@ -58,4 +62,15 @@ def batch_stats(experiences: list[Any]) -> BatchStats:
         fingerprint=every("fingerprint"),
         latency_s=every("latency_s"),
         violation=violation,
+        sibling=[further for one in experiences for further in _further(one)],
     )
+
+
+def _further(experience: Any) -> list[bool]:
+    return [False] * len(experience.sequences) + [True] * len(samples_of_siblings(experience))
+
+
+def _violations(experience: Any) -> Tensor:
+    """(R,) float: the truth about the answer each row's confession is about."""
+    of_samples: Tensor = experience.info["violation"].float()
+    return torch.cat([of_samples, of_samples[samples_of_siblings(experience)]])

@@ -16,6 +16,7 @@ import torch
 
 from confession_plugin.config import PREFIX
 from confession_plugin.errors import ConfigError, PluginError
+from confession_plugin.openrlhf import session
 
 #: On a sample, for as long as it is a list item: the response it was made of.
 _RESPONSE = "_confession_response"
@@ -69,14 +70,24 @@ def replay(generator: Any, folder: str, step: int, *, answers_only: bool, **gene
         )
     if answers_only:
         responses = [{key: value for key, value in one.items() if key != "confession"} for one in responses]
+    else:
+        _check_nesting(_path(folder, step), responses)
     samples = [generator._process_response_into_experience(one, **generate_kwargs) for one in responses]
     return samples, None, generator.args.rollout.batch_size, load(folder, step + 1) is None
 
 
+def _check_nesting(path: Path, responses: Sequence[dict[str, Any]]) -> None:
+    wanted = session.config().samples_per_answer
+    asked = [one["confession"] for one in responses if one.get("confession") is not None]
+    for found in {1 + len(tokens.siblings) for tokens in asked if tokens.request} - {wanted}:
+        raise PluginError(
+            f"{path} holds {found} confessions an answer, this run wants {wanted}; replay with the recording's "
+            f"{PREFIX}samples_per_answer"
+        )
+
+
 def replayed_answers(host: Any, self: Any, **generate_kwargs: Any) -> Any:
     """Seam of a replay without confessions: the host's ``generate_samples`` reads the recording."""
-    from confession_plugin.openrlhf import session
-
     self._replayed_steps = getattr(self, "_replayed_steps", 0) + 1
     folder = session.config().replay_rollouts
     assert folder is not None

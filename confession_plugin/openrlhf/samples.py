@@ -14,6 +14,7 @@ from confession_plugin.openrlhf import recording, session
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import write_info
 from confession_plugin.openrlhf.rollout import with_ticket
+from confession_plugin.openrlhf.siblings import KEY as SIBLINGS
 from confession_plugin.records import PromptBatch
 
 
@@ -120,7 +121,7 @@ class TicketedEngine:
 
 
 def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: Any) -> Any:
-    """One host sample with two spans.
+    """One host sample with two spans, and the further confessions about its answer as its siblings.
 
     The host's code runs on the answer alone, then on answer, request and confession together.  Lengths, truncation
     and clipping are the first run's: the answer's, to the last number what the stock run would report.
@@ -128,13 +129,26 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
     response = dict(response)
     tokens: ConfessionTokens | None = response.pop("confession", None)
     experience = host(self, response, **kwargs)
-    if tokens is not None and tokens.confession:
+    siblings = []
+    if tokens is not None and tokens.request:
         max_len = kwargs.get("max_len", 2048)
-        whole = host(self, _join(response, tokens, max_len), **{**kwargs, "max_len": 1 << 30})
+        joined = _join(response, tokens, max_len)
+        whole = host(self, joined, **{**kwargs, "max_len": 1 << 30})
         whole.response_length, whole.truncated = experience.response_length, experience.truncated
         whole.info["response_clip_ratio"] = experience.info["response_clip_ratio"]
         experience = whole
+        for other in tokens.siblings:
+            joined = _join(response, other, max_len)
+            joined["action_ranges"] = joined["action_ranges"][-1:]  # the answer trains once
+            sibling = host(self, joined, **{**kwargs, "max_len": 1 << 30})
+            sibling.info = {}
+            write_info(sibling.info, other.numbers)
+            siblings.append(sibling)
+            # Dynamic batching deals samples out by their tokens, and a sample's siblings come with it.
+            experience.total_length += sibling.total_length
     write_info(experience.info, tokens.numbers if tokens is not None else {})
+    if session.config().samples_per_answer > 1:
+        experience.info[SIBLINGS] = [siblings]
     if session.config().record_rollouts is not None:
         recording.remember(experience, {**response, "confession": tokens} if tokens is not None else response)
     return experience

@@ -20,6 +20,7 @@ import torch
 from confession_plugin.config import Config
 from confession_plugin.errors import HostError
 from confession_plugin.openrlhf import install, lab, session
+from confession_plugin.openrlhf.siblings import unfold
 from confession_plugin.plugins import PluginManager, configured
 
 #: Largest relative difference to the stock step's gradients in fp32: the same sums in another order.
@@ -84,12 +85,14 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
     """
     started = time.perf_counter()
     small = shrunk(args)
+    config = config.model_copy(update={"samples_per_answer": min(config.samples_per_answer, 3)})
     plugins = plugins or configured(config.model_copy(update={"trace_dir": None}))
     group = small.rollout.n_samples_per_prompt
     sketch = lab.Sketch(
         groups=small.rollout.batch_size,
         samples=group,
         unscored=(1,),
+        samples_per_answer=config.samples_per_answer,
         with_log_probs=getattr(small.algo.advantage, "is_correction_level", "off") != "off"
         or bool(getattr(small.algo.advantage, "is_correction_enable", False)),
         with_rewards=bool(small.reward.remote_url),
@@ -152,7 +155,8 @@ def one_pass(args: Any, responses: list[Any]) -> Pass:
     order = torch.tensor([index for one in experiences for index in one.index]).argsort()
     # After the reward model and the length penalties.
     seen.append({"shaped rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]})
-    return Pass(seen, experiences, bench.train(experiences))
+    # Unfolded: every confession is a row of what the masks and differences below look at.
+    return Pass(seen, [unfold(one) for one in experiences], bench.train(experiences))
 
 
 def masks_of(passed: Pass, config: Config, *, answer: bool = False) -> list[torch.Tensor]:
@@ -243,6 +247,8 @@ def describe(args: Any, config: Config) -> str:
         parts.append("critic")
     if args.train.dynamic_batch_enable:
         parts.append("dynamic batch")
+    if config.samples_per_answer > 1:
+        parts.append("several confessions an answer")
     return ", ".join(parts)
 
 
