@@ -26,7 +26,7 @@ from confession_plugin.judging.probing import _CASE
 from confession_plugin.judging.rubric import sections_of
 from confession_plugin.judging.verdict import RESPONSE_FORMAT
 
-CALLS, AT_ONCE, ROUNDS = 500, 64, 5
+CALLS, AT_ONCE, ROUNDS = 250, 64, 20
 WORDS = 1500
 """Length of the answer: a page or three."""
 
