@@ -171,10 +171,13 @@ async def _judge_all_honest(call: Call) -> Answer:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0.0, help="seconds every verdict takes")
-    delay = parser.parse_args().delay
+    parser.add_argument("--slots", type=int, default=1 << 20, help="verdicts under way at once; others wait")
+    arguments = parser.parse_args()
+    slots = asyncio.Semaphore(arguments.slots)
 
     async def behave(call: Call) -> Answer:
-        await asyncio.sleep(delay)
+        async with slots:
+            await asyncio.sleep(arguments.delay)
         server.calls.clear()
         return verdict()
 
