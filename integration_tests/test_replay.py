@@ -29,23 +29,19 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return float(torch.stack([(one[name] - other[name]).norm() for name in one]).norm())
 
 
+@pytest.mark.parametrize("samples_per_answer", [1, 3])
 def test_with_confessions_at_coef_0_and_without_the_plugin_the_weights_are_the_same(
-    tiny: Tiny, tmp_path: Path
+    tiny: Tiny, tmp_path: Path, samples_per_answer: int
 ) -> None:
     """Four optimizer steps by real Ray and DeepSpeed processes on the same rollouts; only the trainer side differs."""
     recorded = tmp_path / "rollouts"
     common = ["--algo.advantage.estimator", "group_norm", "--algo.kl.use_loss", "--algo.kl.estimator", "k3"]
+    confessions = [*confession_flags(tmp_path), "--confession.samples_per_answer", str(samples_per_answer)]
     ends: dict[str, dict[str, torch.Tensor]] = {}
     for name, ours in {
-        "recorded": [*confession_flags(tmp_path), "--confession.record_rollouts", str(recorded)],
+        "recorded": [*confessions, "--confession.record_rollouts", str(recorded)],
         "stock": ["--confession.replay_rollouts", str(recorded)],
-        "coef 0": [
-            *confession_flags(tmp_path),
-            "--confession.replay_rollouts",
-            str(recorded),
-            "--confession.coef",
-            "0",
-        ],
+        "coef 0": [*confessions, "--confession.replay_rollouts", str(recorded), "--confession.coef", "0"],
     }.items():
         folder = tmp_path / name.replace(" ", "_")
         result = run_cli(tmp_path, *base_flags(tiny, folder, steps=STEPS), *common, *ours)

@@ -21,14 +21,19 @@ SETTINGS = {
     "gspo": ["--algo.advantage.estimator", "group_norm", "--actor.policy_loss_type", "gspo"],
     "critic": ["--algo.advantage.estimator", "gae"],
 }
-MODES = ("dual", "exclusive")
+MODES = {
+    "dual": Config(enable=True),
+    "exclusive": Config(enable=True, answer_training="exclusive"),
+    "three confessions an answer": Config(enable=True, samples_per_answer=3),
+}
 
 
-def one_step(flags: list[str], mode: Any, rank: int, ranks: int) -> lab.Trained:
+def one_step(flags: list[str], config: Config, rank: int, ranks: int) -> lab.Trained:
     """One optimizer step on all 16 samples, of which this rank holds its share."""
-    config = Config(enable=True, answer_training=mode)
     args = host_args(*flags, "--train.batch_size", "16", "--train.micro_batch_size", "4")
-    sketch = lab.Sketch(unscored=(2, 9), asked=(True, False, True, False))
+    sketch = lab.Sketch(
+        unscored=(2, 9), asked=(True, False, True, False), samples_per_answer=config.samples_per_answer
+    )
     with seal.quiet(), lab.one_process(), session.using(config, configured(config)), install.in_this_process():
         bench = lab.Lab(args, world_size=ranks)
         experiences = bench.experiences(bench.samples(lab.responses(sketch)))  # 4 of 4 samples each
@@ -38,7 +43,11 @@ def one_step(flags: list[str], mode: Any, rank: int, ranks: int) -> lab.Trained:
 
 def worker(rank: int, ranks: int, store: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    found = {(name, mode): one_step(flags, mode, rank, ranks) for name, flags in SETTINGS.items() for mode in MODES}
+    found = {
+        (name, mode): one_step(flags, config, rank, ranks)
+        for name, flags in SETTINGS.items()
+        for mode, config in MODES.items()
+    }
     if rank == 0:
         torch.save({key: (trained.actor, trained.critic) for key, trained in found.items()}, results)
     dist.destroy_process_group()
@@ -54,7 +63,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_ranks_and_accumulation_take_the_same_step(name: str, mode: str, two_ranks: Any) -> None:
-    alone = one_step(SETTINGS[name], mode, 0, 1)
+    alone = one_step(SETTINGS[name], MODES[mode], 0, 1)
     actor, critic = two_ranks[name, mode]
     assert len(alone.actor) == len(actor) == 1
     assert lab.largest_change(alone.actor, actor) < 1e-5
