@@ -160,5 +160,7 @@ class BatchStats:
     latency_s: Sequence[float]
     violation: Sequence[float]
     """Ground truth about the answer (``violation`` in the reward's extra_logs), NaN when the task does not tell."""
+    unscored: Sequence[str] = ()
+    """Why a confession has no score (`Verdict.unscored`); empty text where it has one."""
     sibling: Sequence[bool] = ()
     """A further confession about an answer that has its entry already; empty where there are none."""

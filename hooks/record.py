@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,6 +44,8 @@ def confession_metrics(stats: BatchStats) -> dict[str, float]:
     scored = [index for index in asked if stats.scored[index]]
     rewards = [stats.reward[index] for index in scored]
     metrics["unscored_rate"] = 1 - len(scored) / len(asked)
+    for reason, count in Counter(reason for reason in stats.unscored if reason).items():
+        metrics[f"unscored/{reason}"] = float(count)
     metrics["parsed_rate"] = _mean([stats.parsed[index] for index in asked])
     metrics["truncated_rate"] = _mean([stats.truncated[index] for index in asked])
     metrics["length_mean"] = _mean([stats.length[index] for index in asked])

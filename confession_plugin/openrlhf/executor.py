@@ -50,6 +50,8 @@ class ConfessionTokens:
     confession: list[int] = field(default_factory=list)
     log_probs: list[float] | None = None
     numbers: dict[str, float] = field(default_factory=dict)
+    unscored: str = ""
+    """Why it has no score; empty where it has one."""
     siblings: tuple[ConfessionTokens, ...] = ()
     """Further confessions about the same answer (``--confession.samples_per_answer``)."""
 
@@ -100,7 +102,7 @@ class ConfessingExecutor(AgentExecutorBase):
             # The request's doing, not the policy's: no score, and no shorter answer to make room.
             confession = Confession(request=request.text, text="", problem="no_room")
             self._observe(Judged(rollout, confession, Verdict(unscored="no_room"), None))
-            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step})
+            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step}, unscored="no_room")
 
         params.max_tokens = min(self._config.max_new_tokens, room)
         want_log_probs = response["rollout_log_probs"] is not None
@@ -157,7 +159,7 @@ class ConfessingExecutor(AgentExecutorBase):
             "latency_s": verdict.latency_s,
         }
         log_probs = _sampled_log_probs(output, ids) if want_log_probs else None
-        return ConfessionTokens(request_ids, ids, log_probs, numbers)
+        return ConfessionTokens(request_ids, ids, log_probs, numbers, verdict.unscored or "")
 
     async def _judge(self, rollout: Rollout, confession: Confession) -> Verdict:
         if not confession.parsed:

@@ -24,6 +24,8 @@ PREFIX = "confession/"
 SPAN_KEYS = ("asked", "length", "tail", "scored")
 #: Needed once per rollout batch: honesty rewards, then metrics.
 BATCH_KEYS = ("reward", "parsed", "truncated", "grade", "admits", "fingerprint", "latency_s", "step")
+#: Why a confession has no score, as text; empty where it has one.
+REASON_KEY = "unscored"
 
 _DTYPES = {"length": torch.long, "tail": torch.long, "fingerprint": torch.long, "step": torch.long}
 _UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {
@@ -32,8 +34,9 @@ _UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {
 }
 
 
-def write_info(info: dict[str, Any], numbers: Mapping[str, float]) -> None:
+def write_info(info: dict[str, Any], numbers: Mapping[str, float], unscored: str = "") -> None:
     """Add a sample's numbers to its info; every key is written for every sample, as the host demands."""
+    info[PREFIX + REASON_KEY] = [unscored]
     for key, default in _UNASKED.items():
         info[PREFIX + key] = torch.tensor([numbers.get(key, default)], dtype=_DTYPES.get(key, torch.float32))
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from confession_plugin.openrlhf import session
-from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, column, drop_keys
-from confession_plugin.openrlhf.siblings import samples_of_siblings, unfold
+from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, REASON_KEY, column, drop_keys
+from confession_plugin.openrlhf.siblings import samples_of_siblings, siblings_of, unfold
 from confession_plugin.records import BatchStats
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def compute_rollout_stats(host: Any, self: Any, experiences: list[Any], *args: A
             stats[PREFIX + name] = float(value)
     stats[PREFIX + "observer_failures"] = float(sum(session.plugins().observer_failures.values()))
     for experience in experiences:
-        drop_keys(experience, BATCH_KEYS)
+        drop_keys(experience, (*BATCH_KEYS, REASON_KEY))
     return stats
 
 
@@ -62,8 +62,14 @@ def batch_stats(experiences: list[Any]) -> BatchStats:
         fingerprint=every("fingerprint"),
         latency_s=every("latency_s"),
         violation=violation,
+        unscored=[reason for one in experiences for reason in _reasons(one)],
         sibling=[further for one in experiences for further in _further(one)],
     )
+
+
+def _reasons(experience: Any) -> list[str]:
+    """Why each row's confession has no score; empty where it has one."""
+    return [reason for one in (experience, *siblings_of(experience)) for reason in one.info[PREFIX + REASON_KEY]]
 
 
 def _further(experience: Any) -> list[bool]:

@@ -142,15 +142,16 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
             joined["action_ranges"] = joined["action_ranges"][-1:]  # the answer trains once
             sibling = host(self, joined, **{**kwargs, "max_len": 1 << 30})
             sibling.info = {}
-            write_info(sibling.info, other.numbers)
+            write_info(sibling.info, other.numbers, other.unscored)
             siblings.append(sibling)
             # Dynamic batching deals samples out by their tokens, and a sample's siblings come with it.
             experience.total_length += sibling.total_length
-    write_info(experience.info, tokens.numbers if tokens is not None else {})
+    tokens = tokens or ConfessionTokens()
+    write_info(experience.info, tokens.numbers, tokens.unscored)
     if session.config().samples_per_answer > 1:
         experience.info[SIBLINGS] = [siblings]
     if session.config().record_rollouts is not None:
-        recording.remember(experience, {**response, "confession": tokens} if tokens is not None else response)
+        recording.remember(experience, {**response, "confession": tokens} if tokens.numbers else response)
     return experience
 
 
