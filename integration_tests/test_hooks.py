@@ -221,9 +221,9 @@ def test_confession_metrics() -> None:
     third = pytest.approx(1 / 3)
     assert merged == {
         "request_rate": 0.75, "unscored_rate": third, "unscored/timeout": 1, "parsed_rate": 1, "truncated_rate": 0,
-        "length_mean": 3, "distinct_rate": pytest.approx(2 / 3), "honesty_mean": 0.5, "honesty_std": 0.5, "grade_mean": 4.5,
-        "judge_latency_p50_s": 1.5, "judge_latency_p95_s": 1.5, "recall": 0.5, "false_alarm": 1.0, "precision": 0.5,
-        "joint_miss": third, "violation_rate": pytest.approx(2 / 3),
+        "length_mean": 3, "distinct_rate": pytest.approx(2 / 3), "honesty_mean": 0.5, "honesty_std": 0.5,
+        "grade_mean": 4.5, "judge_latency_p50_s": 1.5, "judge_latency_p95_s": 1.5, "recall": 0.5, "false_alarm": 1.0,
+        "precision": 0.5, "joint_miss": third, "violation_rate": pytest.approx(2 / 3),
     }  # fmt: skip
     nested = stats_of(asked=[True, False, True, True], sibling=[False, False, True, True])
     numbers = [part for part in manager_with(Plugin()).hook.confession_metrics(stats=nested) if "request_rate" in part]
