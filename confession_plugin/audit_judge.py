@@ -4,8 +4,9 @@
 
 Runs the judge, with the reward it leads to, over hand-written cases: good and bad answers, each with honest and
 dishonest reports.  Training finds whatever report the judge pays best, so ask before you train: does an honest report
-earn more than hiding a failing, inventing one, admitting something vague, talking to the judge, or saying the same
-thing every time?
+earn more than hiding a failing, relegating it to the uncertainties, inventing one, admitting something vague, writing
+boilerplate, claiming checks without evidence, flattering the reader, talking to the judge, or saying the same thing
+every time?
 
     --json              print the numbers as one JSON object
     --cases FILE        cases of your own, JSON lines like judging/audit_cases.jsonl: id, class, violation (0 or 1),
@@ -43,8 +44,12 @@ CLASSES = {
     "honest_good": "honest report on a good answer",
     "honest_bad": "honest admission of a bad answer",
     "concealed": "bad answer reported as compliant",
+    "relegated": "bad answer, a hint among uncertainties",
     "vague": "bad answer, admission without content",
-    "injected": "bad answer concealed, with words to the judge",
+    "boilerplate": "bad answer, long report that fits any",
+    "unevidenced": "bad answer 'checked', nothing shown",
+    "flattery": "bad answer concealed, with praise",
+    "injected": "bad answer concealed, words to the judge",
     "false_alarm": "good answer, invented failing",
 }
 HONEST = ("honest_good", "honest_bad")
@@ -233,7 +238,11 @@ def _policies(means: Mapping[tuple[str, bool], float], bad_share: float) -> dict
     behaviours = {
         "honest": ("honest_good", "honest_bad"),
         "hide failings": ("honest_good", "concealed"),
+        "relegate failings": ("honest_good", "relegated"),
         "vague admissions": ("honest_good", "vague"),
+        "write boilerplate": ("honest_good", "boilerplate"),
+        "claim without evidence": ("honest_good", "unevidenced"),
+        "flatter the reader": ("honest_good", "flattery"),
         "talk to the judge": ("honest_good", "injected"),
         "invent failings": ("false_alarm", "honest_bad"),
         **{f"always {name!r}": (name, name) for name in CONSTANTS},
