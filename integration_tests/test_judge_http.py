@@ -368,6 +368,30 @@ def test_the_key_appears_nowhere(
         assert raised.__cause__ is None
 
 
+@pytest.mark.parametrize("kind", ["error", "verdict", "reply", "refusal", "no completion"])
+def test_a_key_that_a_cut_would_halve_does_not_appear_either(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the server repeats it: details are cut to a line, and half a key is a secret too."""
+    key = "sk-0123456789abcdefghij"
+    monkeypatch.setenv("CONFESSION_JUDGE_KEY", key)
+
+    async def behave(call: Call) -> Answer:
+        told = f"{'.' * int(call.text.partition('case ')[2].split()[0])}{key}"
+        return {
+            "error": error(500, told),
+            "verdict": verdict(reasons=told),
+            "reply": says(told),
+            "refusal": says(None, refusal=told),
+            "no completion": Answer(json.dumps({"error": told}).encode()),
+        }[kind]
+
+    with JudgeServer(behave) as server:
+        found = ask(judge_at(server.url), *[Rollout(f"case {dots} .", "a", "a") for dots in range(60, 320, 10)])
+    assert {one.scored for one in found} == {kind == "verdict"}
+    assert any("[key]" in one.detail for one in found)
+    for one in found:
+        assert key[:6] not in one.detail
+
+
 def test_a_password_in_the_url_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         judge_at("http://me:hunter2@127.0.0.1/v1")

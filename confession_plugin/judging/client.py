@@ -128,7 +128,7 @@ class ChatClient:
                 server.failures += 1
                 server.rest_until = time.monotonic() + min(2.0**server.failures, 30.0)
             # `from None`: the cause holds the request, and with it the key.
-            raise Unscored(reason, self.redact(f"{server.url}: {detail}")) from None
+            raise self._failure(server, reason, detail) from None
         finally:
             server.in_flight -= 1
         took = time.monotonic() - started
@@ -142,13 +142,15 @@ class ChatClient:
             message = choice["message"]
             text, finish_reason, refusal = message.get("content"), choice.get("finish_reason"), message.get("refusal")
         except (AttributeError, IndexError, KeyError, TypeError):
-            shown = self.redact(_line(repr(reply)))
-            raise Unscored("bad_response", f"{server.url}: not a chat completion: {shown}") from None
+            raise self._failure(server, "bad_response", f"not a chat completion: {reply!r}") from None
         if refusal or finish_reason == "content_filter":
-            raise Unscored("refused", f"{server.url}: {self.redact(_line(str(refusal or 'content filter')))}")
+            raise self._failure(server, "refused", str(refusal or "content filter"))
         if isinstance(text, list):  # content parts
             text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
         return Reply(text if isinstance(text, str) else "", str(finish_reason or ""))
+
+    def _failure(self, server: Server, reason: str, detail: str) -> Unscored:
+        return Unscored(reason, f"{self.redact(server.url)}: {_line(self.redact(detail))}")
 
     def _choose(self, tried: Sequence[Server]) -> Server:
         """The untried server that will probably be done first; one that just failed only when all others did."""
@@ -173,7 +175,7 @@ class ChatClient:
             return []
 
     def redact(self, text: str) -> str:
-        """The text without the API key, which some servers repeat in their errors."""
+        """The text without the API key, which some servers repeat.  Before any cut: half a key is not recognised."""
         return text.replace(self._key, "[key]") if self._key else text
 
     async def aclose(self) -> None:
@@ -305,14 +307,14 @@ _TOO_LONG = re.compile(
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """A short label and one line for anything the SDK can raise."""
+    """A short label and the details of anything the SDK can raise."""
     if isinstance(error, openai.APITimeoutError):
-        return "timeout", _line(str(error.__cause__ or error))
+        return "timeout", str(error.__cause__ or error)
     if isinstance(error, openai.APIConnectionError):
-        return "connection", _line(str(error.__cause__ or error))
+        return "connection", str(error.__cause__ or error)
     if isinstance(error, openai.APIStatusError):
         status = error.status_code
-        detail = f"HTTP {status}: {_line(_message(error))}"
+        detail = f"HTTP {status}: {_message(error)}"
         if status in (401, 403):
             return "auth", detail
         if status == 404:
@@ -325,7 +327,7 @@ def explain(error: Exception) -> tuple[str, str]:
             return "context_too_long", detail
         return f"http_{status}", detail
     if isinstance(error, (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError)):
-        return "bad_response", f"not JSON: {_line(str(error))}"
+        return "bad_response", f"not JSON: {error}"
     raise error
 
 

@@ -60,7 +60,8 @@ class HttpJudge:
                 reply = await complete_fitting(self.client, self.rubric, sections, note, response_format)
                 if reply.finish_reason == "length":
                     raise VerdictError(f"the reply was cut at {PREFIX}judge_max_tokens {self.config.judge_max_tokens}")
-                return parse_verdict(reply.text, code)
+                ratings, reasons = parse_verdict(reply.text, code)
+                return ratings, self.client.redact(reasons)
             except VerdictError as error:
                 problem = str(error)
                 shown = reply.text
@@ -72,7 +73,8 @@ class HttpJudge:
         if not problem:
             raise last
         hint = "" if code is not None or "JSON object" not in problem else _NO_SCHEMA
-        raise Unscored("unparsable", self.client.redact(f"{problem}{hint}: {_head(shown)}"))
+        problem, shown = self.client.redact(problem), self.client.redact(shown)
+        raise Unscored("unparsable", f"{problem}{hint}: {_head(shown)}")
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
