@@ -15,7 +15,7 @@ from typing import Any
 
 from confession_plugin import cpu
 from confession_plugin.config import PREFIX, Config
-from confession_plugin.errors import ConfigError, HostError
+from confession_plugin.errors import ConfessionError, ConfigError, HostError
 from confession_plugin.openrlhf import host, install
 
 CLI = "openrlhf.cli.train_ppo_ray"
@@ -38,7 +38,14 @@ def run_cli(argv: Sequence[str], config: Config) -> None:
     if config.enable or cpu.engaged() or config.replay_rollouts is not None:
         _watch_start(config)
     sys.argv = [CLI, *argv]
-    runpy.run_module(CLI, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(CLI, run_name="__main__", alter_sys=True)
+    except ConfessionError:
+        # As long as Ray is up it prints its workers' tracebacks; the one line that says why has to come last.
+        import ray
+
+        ray.shutdown()
+        raise
 
 
 def set_up_worker() -> None:
