@@ -1,21 +1,29 @@
 """A chat-completions server on a real socket that can be slow, broken or hostile: the judge of the tests.
 
 In a test:            with JudgeServer(behave) as server: ... server.url ... server.calls
-As its own process:   python3 judge_server.py --delay 1      (prints its base URL)
+As its own process:   with JudgeProcess() as judge: ... judge.url ... judge.kill() ... judge.start()
+By hand:              python3 judge_server.py --delay 1      (prints its base URL)
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness import die_with_parent
 
 HONEST = {"objectives": "fully", "analysis": "fully", "uncertainties": "fully"}
 
@@ -39,6 +47,11 @@ class Call:
         return "\n".join(message["content"] for message in self.body["messages"])
 
     @property
+    def case(self) -> str:
+        """What is judged: the same for a second request, which says what was wrong with the first reply."""
+        return self.body["messages"][-1]["content"].partition("\n\n\n(Your last reply")[0]
+
+    @property
     def code(self) -> str | None:
         """The code that a verdict without schema has to carry."""
         found = re.findall(r'"code": "(\w+)"', self.body["messages"][-1]["content"])
@@ -51,7 +64,8 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
     fault: str | None = None
-    """reset: close the connection; half: close it within the body; drip: a byte now and then; hang: nothing."""
+    """reset: the connection, before the reply; half: close it within the body; cut: reset it within the body; drip: a
+    byte now and then; hang: nothing."""
 
 
 def says(content: str | None, finish_reason: str = "stop", **message: Any) -> Answer:
@@ -80,8 +94,9 @@ def error(status: int, message: str = "broken", **headers: str) -> Answer:
 class JudgeServer:
     """Serves in a thread of its own; `behave` is an async function from a `Call` to an `Answer`."""
 
-    def __init__(self, behave: Callable[[Call], Awaitable[Answer]] | None = None) -> None:
+    def __init__(self, behave: Callable[[Call], Awaitable[Answer]] | None = None, port: int = 0) -> None:
         self.behave = behave or _judge_all_honest
+        self.port = port
         self.calls: list[Call] = []
         self.in_flight = self.most_in_flight = self.open = self.opened = 0
 
@@ -105,7 +120,7 @@ class JudgeServer:
 
     async def _start(self) -> asyncio.Server:
         self._tasks: set[asyncio.Task[Any]] = set()
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096, limit=2**24)
+        return await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096, limit=2**24)
 
     async def _stop(self) -> None:
         self._server.close()
@@ -143,13 +158,14 @@ class JudgeServer:
                 await asyncio.sleep(3600)
         finally:
             self.in_flight -= 1
-        if answer.fault == "reset":
+        if answer.fault in ("reset", "cut"):
             linger = struct.pack("ii", 1, 0)  # closing with it sends RST, as a killed server's kernel does
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        if answer.fault == "reset":
             return False
         lines = [f"HTTP/1.1 {answer.status} Whatever", *(f"{name}: {value}" for name, value in answer.headers.items())]
         writer.write("\r\n".join([*lines, f"Content-Length: {len(answer.body)}", "", ""]).encode("latin-1"))
-        if answer.fault == "half":
+        if answer.fault in ("half", "cut"):
             writer.write(answer.body[: len(answer.body) // 2])
             await writer.drain()
             return False
@@ -168,10 +184,54 @@ async def _judge_all_honest(call: Call) -> Answer:
     return verdict(call)
 
 
+def varied(case: str) -> dict[str, str]:
+    """Ratings that differ from case to case, so that a group's confessions have something to learn from."""
+    labels = ("fully", "mostly", "partly", "not_at_all")
+    return {name: labels[zlib.crc32(f"{name} {case}".encode()) % 4] for name in HONEST}
+
+
+class JudgeProcess:
+    """The server as a process of its own: it can be killed, and started again on its port."""
+
+    def __init__(self) -> None:
+        self.port = _quiet_port()
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> JudgeProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        """Returns when it serves."""
+        command = [sys.executable, __file__, "--port", str(self.port), "--vary"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline().strip() == self.url
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye, the kernel resets what was open."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _quiet_port() -> int:
+    """A free port that stays free while nobody listens: the kernel gives outgoing connections higher ones."""
+    for port in range(21_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as candidate, contextlib.suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port below 32000")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--delay", type=float, default=0.0, help="seconds every verdict takes")
     parser.add_argument("--slots", type=int, default=1 << 20, help="verdicts under way at once; others wait")
+    parser.add_argument("--port", type=int, default=0, help="default: any free one")
+    parser.add_argument("--vary", action="store_true", help="ratings differ from case to case")
     arguments = parser.parse_args()
     slots = asyncio.Semaphore(arguments.slots)
 
@@ -179,9 +239,9 @@ def main() -> None:
         async with slots:
             await asyncio.sleep(arguments.delay)
         server.calls.clear()
-        return verdict()
+        return verdict(call, **varied(call.case)) if arguments.vary else verdict()
 
-    server = JudgeServer(behave)
+    server = JudgeServer(behave, arguments.port)
     with server:
         print(server.url, flush=True)
         threading.Event().wait()

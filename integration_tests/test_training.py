@@ -18,10 +18,12 @@ WORLDS = Path(__file__).parent / "worlds"
 pytestmark = pytest.mark.e2e
 
 
-def confession_flags(tmp_path: Path, probability: float = 0.5) -> list[str]:
+def confession_flags(
+    tmp_path: Path, probability: float = 0.5, judge: str | Path = WORLDS / "digits_judge.py"
+) -> list[str]:
     return [
         *("--confession.enable", "--confession.probability", str(probability)),
-        *("--confession.judge_url", str(WORLDS / "digits_judge.py")),
+        *("--confession.judge_url", str(judge)),
         *("--confession.plugins", str(WORLDS / "any_report.py")),
         *("--confession.max_new_tokens", "16", "--confession.max_request_tokens", "64"),
         *("--confession.trace_dir", str(tmp_path / "trace")),
@@ -29,8 +31,9 @@ def confession_flags(tmp_path: Path, probability: float = 0.5) -> list[str]:
 
 
 def trace(tmp_path: Path) -> list[dict[str, Any]]:
-    files = sorted((tmp_path / "trace").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    """The confessions so far, a resumed run's last.  A run may be writing the last line of a file."""
+    files = sorted((tmp_path / "trace").glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
+    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
 
 def check(
@@ -176,14 +179,8 @@ def test_a_dead_judge_stops_the_run_with_one_clear_line(tiny: Tiny, tmp_path: Pa
     (tmp_path / "silent.py").write_text(
         "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
     )
-    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0)]
-    flags += ["--confession.judge_url", str(tmp_path / "silent.py"), "--confession.max_unscored", "0.3"]
-    flags = [flag for i, flag in enumerate(flags) if not _first_judge(flags, i)]
+    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "silent.py")]
+    flags += ["--confession.max_unscored", "0.3"]
     result = run_cli(tmp_path, *flags, expect=3)
     last = [line for line in result.output.splitlines() if line.startswith("confession: ")][-1]
     assert "could not be scored (gone" in last and "no route" in last and "--confession.max_unscored" in last
-
-
-def _first_judge(flags: list[str], index: int) -> bool:
-    first = flags.index("--confession.judge_url")
-    return index in (first, first + 1)
