@@ -128,15 +128,23 @@ def whole_batch(channel: Channel) -> Tensor:
 def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
     """The host's estimator over the scored members of each group, as if the missing ones had never been sampled.
 
-    With m scored members in a group of n:
+    What is computed when only m of a group's n confessions are scored (M in the whole batch), and what its policy
+    gradient expects, given that a failure does not depend on the confession:
 
-    * rloo, group_norm, dr_grpo: the host runs on a group of m, so baseline and spread are those of the m members.
-    * reinforce_baseline: the host runs on n with the missing members at the mean of the m, which leaves that mean
-      unchanged; the whitening that follows reads scored tokens only.
-    * flash_reinforce: likewise with the mean of all scored members of the batch.
-    * gae, reinforce: no group baseline; missing members are masked out of the whitening.
+    * rloo: reward - mean of the other m - 1.  The true gradient.
+    * dr_grpo: reward - mean of the m.  (m - 1) / m of the true gradient: the mean includes oneself.
+    * group_norm: (reward - mean) / spread, both of the m.  What the host expects of groups of m; dividing by a random
+      spread is biased there too.
+    * reinforce_baseline: reward - mean of the m, then whitened over the scored tokens of the batch.  As dr_grpo,
+      divided by the batch's spread.  (The host runs on n with the missing members at the mean of the m, which leaves
+      that mean where it is; the whitening reads scored tokens only.)
+    * flash_reinforce: reward - mean of the M.  (M - 1) / M of the true gradient.
+    * reinforce: return, whitened over the scored tokens of the batch.  (M - 1) / M, divided by the batch's spread.
+    * gae: advantage over the critic's values, whitened likewise.  Likewise.
 
-    A lone member (m = 1) of a group-baseline estimator has nothing to be compared with and takes no gradient.
+    Each factor is the host's own for complete groups, at m in place of n.  A lone member (m = 1) of rloo, dr_grpo,
+    group_norm or reinforce_baseline has nothing to be compared with and takes no gradient.
+
     Filling the gaps with 0 instead would drag the baseline down and lift every scored member, honest or not, for no
     reason but the judge's failures; and where failures depend on the confession it would teach which ones fail.
     """
