@@ -101,7 +101,7 @@ def ours(estimator: str, rewards: Tensor, scored: Tensor, size: int, values: Ten
     count = len(rewards)
     numbers: dict[str, Any] = {}
     write_info(numbers, {"asked": 1, "length": 1, "tail": 2})
-    info = {name: value.expand(count).clone() for name, value in numbers.items()}
+    info = {name: value.expand(count).clone() for name, value in numbers.items() if isinstance(value, Tensor)}
     info[PREFIX + "scored"] = scored.float()
     info[PREFIX + "reward"] = torch.where(scored, rewards, torch.full((), 1e6))  # never read where unscored
     experience = experience_of(torch.zeros(count), torch.tensor([1, 0, 1]), values, info)
