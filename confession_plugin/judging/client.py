@@ -119,7 +119,7 @@ class ChatClient:
                 f"{server.url}/chat/completions",
                 body=body,
                 cast_to=_httpx.Response,
-                options={"timeout": self.timeout, "max_retries": retries},
+                options={"max_retries": retries},
             )
             reply = json.loads(response.content)
         except Exception as error:
@@ -192,6 +192,7 @@ class _Connections:
             base_url="http://unused.invalid",  # every call names its server
             # The SDK insists on some key; servers without keys ignore it.
             api_key=key or "none",
+            timeout=timeout,
             http_client=_Transport(concurrency),
         )
 
@@ -237,13 +238,18 @@ class _Transport(openai.DefaultAsyncHttpxClient):
             request: Any = super().build_request(
                 method, url, headers=headers, content=content, timeout=timeout, **parts
             )
-            request.extensions |= {"url": str(request.url), "content": request.content}
+            found = {
+                "url": str(request.url),
+                "content": request.content,
+                "read_timeout": getattr(timeout, "read", timeout),
+            }
+            request.extensions |= found
             return request
         text = str(url)
         if text not in self._urls:
             self._urls[text] = _httpx.URL(url)
         # As a stream, the body adds no headers (aiohttp writes its own), and `send` finds it where it is put.
-        extensions = {"url": text, "content": content, "timeout": _httpx.Timeout(timeout).as_dict()}
+        extensions = {"url": text, "content": content, "read_timeout": getattr(timeout, "read", timeout)}
         stream = _httpx.ByteStream(content or b"")
         return _httpx.Request(method, self._urls[text], headers=headers, stream=stream, extensions=extensions)
 
@@ -252,7 +258,7 @@ class _Transport(openai.DefaultAsyncHttpxClient):
             self._lifetime = self._open()
             self._session = await anext(self._lifetime)
         sent = [(name, value) for name, value in request.headers.items() if name not in _OWN_HEADERS]
-        timeout = aiohttp.ClientTimeout(total=request.extensions["timeout"]["read"])
+        timeout = aiohttp.ClientTimeout(total=request.extensions["read_timeout"])
         try:
             async with self._session.request(
                 request.method,
