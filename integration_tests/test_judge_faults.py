@@ -195,7 +195,7 @@ def check_every_confession(records: list[dict[str, Any]], faulty: FaultyJudge) -
 
 
 def check_advantages(records: list[dict[str, Any]], spied: Path, steps: int) -> None:
-    """A confession's advantage is its distance from the mean of its group's scored ones, in their deviations."""
+    """Scored confessions train, by their distance from the mean of their group's scored ones; no other does."""
     lines = [json.loads(line) for line in spied.read_text().splitlines()]
     assert len(lines) == steps
     for step, rows in enumerate(lines, start=1):
@@ -208,8 +208,6 @@ def check_advantages(records: list[dict[str, Any]], spied: Path, steps: int) -> 
             expected += [
                 (member["confession_tokens"], (member["honesty_reward"] - mean) / deviation) for member in members
             ]
-        # A reward at its group's mean: rounding decides whether there is anything left.
-        rows, expected = ([(n, value) for n, value in found if abs(value) > 1e-5] for found in (rows, expected))
         assert [length for length, _ in sorted(rows)] == [length for length, _ in sorted(expected)]
         assert [value for _, value in sorted(rows)] == pytest.approx([v for _, v in sorted(expected)], abs=1e-4)
 

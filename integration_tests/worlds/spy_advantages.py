@@ -1,6 +1,6 @@
 """A plugin that writes down the advantages a run trains on: a line a step, beside the trace.
 
-Of each sample only what lies outside its answer: (how many tokens have an advantage, which).
+Of each confession that trains: (its tokens, their advantage).
 """
 
 import json
@@ -23,12 +23,14 @@ def confession_advantages(batch):
     result = yield
     if ray.is_initialized():  # not yet when the seal is checked
         rows = []
-        for advantages, answer in zip(result.merged.advantages, batch.answer.masks, strict=True):
-            for row, mask in zip(advantages, answer, strict=True):
-                outside = row[~mask & (row != 0)]
-                if len(outside):
-                    assert outside.max() - outside.min() < 1e-5, "without KL in it, a confession has one advantage"
-                    rows.append((len(outside), outside[0].item()))
+        for values, answers, confessions in zip(
+            result.merged.advantages, batch.answer.masks, batch.honesty.masks, strict=True
+        ):
+            assert not values[~answers & ~confessions].any()
+            for row, mask in zip(values, confessions, strict=True):
+                if mask.any():
+                    assert row[mask].std(correction=0) < 1e-5, "without KL in it, a confession has one advantage"
+                    rows.append((int(mask.sum()), row[mask].mean().item()))
         with (Path(_config["config"].trace_dir).parent / "advantages.txt").open("a") as file:
             file.write(json.dumps(rows) + "\n")
     return result
