@@ -60,7 +60,7 @@ FACTORS: dict[str, dict[str, list[str]]] = {
     "dynamic batch": {"off": [], "on": ["--train.dynamic_batch_enable"]},
 }
 ALL = list(itertools.product(*FACTORS.values()))
-#: The whole matrix takes an hour on two cores (`make seal-matrix`); the suite runs a sample that covers every pair
+#: The whole matrix takes 50 minutes of CPU time (`make seal-matrix`); the suite runs a sample that covers every pair
 #: (the seed is the first whose sample of this size does; the next test checks it).
 FULL = os.environ.get("CONFESSION_SEAL_MATRIX") == "full"
 SAMPLE = ALL if FULL else random.Random(90).sample(ALL, 160)
