@@ -210,7 +210,8 @@ def reward_func(queries, prompts, labels):
     from confession_plugin.openrlhf import install
     import openrlhf.trainer.ppo_trainer, openrlhf.trainer.ray.ppo_actor, openrlhf.trainer.ray.vllm_engine
     actor = type(sys._getframe())  # keeps the import above used
-    print("SPY", json.dumps({"replaced": install.replaced()}), flush=True)
+    # In one piece: several threads print here.
+    print("SPY " + json.dumps({"replaced": install.replaced()}) + "\\n", end="", flush=True)
     return {"rewards": torch.ones(len(queries)), "scores": torch.ones(len(queries)), "extra_logs": {}}
 """
 
@@ -221,7 +222,7 @@ def test_without_enable_nothing_is_replaced(tiny: Tiny, tmp_path: Path) -> None:
     spy = tmp_path / "spy.py"
     spy.write_text(SPY)
     result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), "--reward.remote_url", str(spy))
-    found = re.findall(r"SPY (\{.*\})", result.output)
+    found = re.findall(r"SPY (\{.*?\})", result.output)
     assert found and set(found) == {'{"replaced": []}'}
     assert "(RolloutRayActor pid=" in result.output and "Confessing" not in result.output
     assert not [name for name in result.scalars if "confession" in name]
@@ -235,7 +236,7 @@ def test_with_enable_the_spy_does_see_the_seams(tiny: Tiny, tmp_path: Path) -> N
     (tmp_path / "judge.py").write_text("def judge(rollout, confession): return 1.0")
     ours = ["--confession.enable", "--confession.judge_url", "judge.py", "--confession.max_new_tokens", "8"]
     result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), "--reward.remote_url", str(spy), *ours)
-    seen: Any = re.findall(r"SPY (\{.*\})", result.output)
+    seen: Any = re.findall(r"SPY (\{.*?\})", result.output)
     assert seen and '"openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step"' in seen[0]
     assert "(ConfessingRolloutActor pid=" in result.output
     assert "seal holds: group_norm" in result.output
