@@ -59,6 +59,8 @@ def _warm_start(tiny: Tiny, steps: int = 60) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
     tokenizer = AutoTokenizer.from_pretrained(tiny.plain_model)
     model = AutoModelForCausalLM.from_pretrained(tiny.plain_model, dtype=torch.float32)
     prompts = [json.loads(line)["input"] for line in tiny.prompts.read_text().splitlines()]
@@ -85,6 +87,7 @@ def _warm_start(tiny: Tiny, steps: int = 60) -> None:
         schedule.step()
     print(f"warm start: cross-entropy {float(loss.detach()):.3f}, of a possible {_entropy(wanted):.3f}")
     model.to(torch.bfloat16).save_pretrained(tiny.plain_model)
+    torch.set_num_threads(threads)
 
 
 def _entropy(shares: object) -> float:
