@@ -267,13 +267,13 @@ def summed_rewards(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One reward per sample, as hosts have it."""
     original = advantages.HostEstimator.__init__
 
-    def summed(self: Any, host: Any, maker: Any, experiences: Any, answer: channels.Channel) -> None:
+    def summed(self: Any, host: Any, maker: Any, experiences: Any, answer: channels.Channel, *entries: Any) -> None:
         from confession_plugin.openrlhf.experiences import column
 
         order = torch.tensor([index for one in experiences for index in one.index])
         honesty = torch.cat([column(one.info, "reward") for one in experiences])
         answer.rewards[order] += honesty
-        original(self, host, maker, experiences, answer)
+        original(self, host, maker, experiences, answer, *entries)
 
     monkeypatch.setattr(advantages.HostEstimator, "__init__", summed)
     return host_args("--algo.advantage.estimator", "group_norm")
