@@ -20,7 +20,7 @@ help:
 	@echo "make demo    train a small model to confess, on the CPU"
 	@echo "make test    all tests; ARGS='-k seal' for some"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   the benchmarks, one after the other: about an hour"
+	@echo "make bench   the benchmarks, one after the other: more than an hour"
 	@echo "make clean   remove .venv and everything else that was built"
 
 setup:

@@ -73,7 +73,6 @@ class ChatClient:
         body: Mapping[str, Any] | None = None,
     ) -> None:
         self.servers = [Server(url) for url in urls]
-        self.timeout = timeout
         self.retries = retries
         self.max_tokens = max_tokens
         self._key = key

@@ -21,8 +21,7 @@ from confession_plugin.config import PREFIX as CLI
 from confession_plugin.errors import PluginError
 from confession_plugin.openrlhf import session
 from confession_plugin.openrlhf.experiences import PREFIX, answer_statistics, column, spans_of, step_view, take_rows
-from confession_plugin.openrlhf.siblings import KEY as SIBLINGS
-from confession_plugin.openrlhf.siblings import fold, samples_of_siblings, siblings_of, unfold
+from confession_plugin.openrlhf.siblings import SIBLINGS, fold, samples_of_siblings, siblings_of, unfold
 
 logger = logging.getLogger(__name__)
 

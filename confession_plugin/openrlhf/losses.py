@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from confession_plugin.channels import AnswerTraining, keep
 from confession_plugin.openrlhf import session
 from confession_plugin.openrlhf.experiences import PREFIX, SPAN_KEYS, answer_statistics, drop_keys, spans_of
-from confession_plugin.openrlhf.siblings import KEY as SIBLINGS
-from confession_plugin.openrlhf.siblings import unfold
+from confession_plugin.openrlhf.siblings import SIBLINGS, unfold
 
 CHANNELS = "channels"
 
@@ -227,7 +226,8 @@ def training_step(host: Any, self: Any, experience: Any, *args: Any, **kwargs: A
     )
     call.arguments["loss_batch_info"] = {CHANNELS: channels}
     with answer_statistics([rows]):
-        drop_keys(rows, (*SPAN_KEYS, "siblings"))
+        drop_keys(rows, SPAN_KEYS)
+        rows.info.pop(SIBLINGS, None)
         status = host(*call.args, **call.kwargs)
     if "num_samples" in status:
         status["num_samples"] = float(len(experience.sequences))  # siblings are no samples: the weight of logged means

@@ -14,7 +14,7 @@ from confession_plugin.openrlhf import recording, session
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import write_info
 from confession_plugin.openrlhf.rollout import with_ticket
-from confession_plugin.openrlhf.siblings import KEY as SIBLINGS
+from confession_plugin.openrlhf.siblings import SIBLINGS
 from confession_plugin.records import PromptBatch
 
 

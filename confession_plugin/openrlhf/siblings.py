@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, SPAN_KEYS, column
 
 #: In the info: a list of sibling samples (one-row experiences without padding) for each sample.
-KEY = PREFIX + "siblings"
+SIBLINGS = PREFIX + "siblings"
 
 
 def siblings_of(experience: Any) -> list[Any]:
     """All siblings of a micro-batch, sample by sample."""
-    return [sibling for of_one in experience.info.get(KEY, ()) for sibling in of_one]
+    return [sibling for of_one in experience.info.get(SIBLINGS, ()) for sibling in of_one]
 
 
 def samples_of_siblings(experience: Any) -> Tensor:
     """(E,) long: the row of each sibling's sample."""
-    counts = torch.tensor([len(of_one) for of_one in experience.info.get(KEY, ())], dtype=torch.long)
+    counts = torch.tensor([len(of_one) for of_one in experience.info.get(SIBLINGS, ())], dtype=torch.long)
     return torch.arange(len(counts)).repeat_interleave(counts)
 
 
@@ -50,7 +50,7 @@ def unfold(experience: Any) -> Any:
             rows = [getattr(sibling, field.name).to(samples.device) for sibling in siblings]
             width = max(samples.shape[-1], *(row.shape[-1] for row in rows))
             changes[field.name] = torch.cat([_padded(one, width) for one in (samples, *rows)])  # (R, width)
-    info = {name: value for name, value in experience.info.items() if name != KEY}
+    info = {name: value for name, value in experience.info.items() if name != SIBLINGS}
     for key in (*SPAN_KEYS, *BATCH_KEYS):
         if PREFIX + key in info:
             own = column(info, key)
