@@ -51,10 +51,10 @@ seal-hosts: setup
 	  [ -d build/hosts/$$version ] || \
 	    $(VENV)/python -m pip install --quiet --no-deps --target build/hosts/$$version openrlhf==$$version || exit 1; \
 	  PYTHONPATH=build/hosts/$$version $(VENV)/python -m pytest -p no:cacheprovider -q \
-	    integration_tests/test_seal_hosts.py $(ARGS) || exit 1; \
+	    integration_tests/seal/test_seal_hosts.py $(ARGS) || exit 1; \
 	done
 
 # Every combination of the seal's matrix: 50 minutes of CPU time.
 seal-matrix: setup
 	@CONFESSION_SEAL_MATRIX=full $(VENV)/python -m pytest -p no:cacheprovider -q -s \
-	  integration_tests/test_seal.py -k "matrix"
+	  integration_tests/seal/test_seal.py -k "matrix"

@@ -39,8 +39,10 @@ sys.path.insert(0, str(ROOT / "integration_tests"))
 from harness import run_cli
 from in_process import host_args
 
+from confession_plugin import session
 from confession_plugin.config import Config
-from confession_plugin.openrlhf import install, lab, recording, seal, session
+from confession_plugin.openrlhf import recording, seams
+from confession_plugin.openrlhf.check import seal, simulator
 from confession_plugin.openrlhf.experiences import spans_of
 from confession_plugin.plugins import configured
 
@@ -51,7 +53,7 @@ PLACES = (0, 20, 60)  # steps trained before the one that is taken apart
 Gradients = dict[str, Tensor]
 
 
-class DemoLab(lab.Lab):
+class DemoLab(simulator.Simulator):
     """The host's trainer side around the world's model."""
 
     def __init__(self, args: Any, model: Path) -> None:
@@ -63,7 +65,7 @@ class DemoLab(lab.Lab):
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(self._path, dtype=torch.float32)
-        actor = Actor(lab.LocalEngine(model, accumulation, lr), temperature=self.args.rollout.temperature)
+        actor = Actor(simulator.LocalEngine(model, accumulation, lr), temperature=self.args.rollout.temperature)
         actor.packing_samples = False
         return actor
 
@@ -204,7 +206,7 @@ def run_flags(seed: int) -> list[str]:
 def changes(out: Path, rollouts: Path, seed: int) -> list[Change]:
     args = host_args(*flags(out, out / "world"), *run_flags(seed))
     found: list[Change] = []
-    with seal.quiet(), lab.one_process(), using(1.0), install.in_this_process():
+    with seal.quiet(), simulator.one_process(), using(1.0), seams.in_this_process():
         for place in PLACES:
             bench = DemoLab(args, out / "world" / "model")
             warmed = adam(bench.model, args)

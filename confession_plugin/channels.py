@@ -4,8 +4,8 @@ One host sample holds ``prompt | answer | request | confession | padding``.  Its
 confession tokens; the confession is its last `length` marked tokens.  Everything that separates the channels is
 derived from that one number per sample:
 
-    answer channel    task reward      answer tokens
-    honesty channel   honesty reward   confession tokens
+    answer channel    task reward      answer span
+    honesty channel   honesty reward   confession span
 
 Shapes: B samples in a micro-batch, A action positions (sequence length - 1), N samples in the rollout batch.
 """
@@ -13,7 +13,7 @@ Shapes: B samples in a micro-batch, A action positions (sequence length - 1), N 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,8 +21,23 @@ from torch import Tensor
 
 AnswerTraining = Literal["dual", "exclusive"]
 
-#: Estimators whose groups do not see each other: a group of m < n scored members is simply a group of m.
-SEPARABLE = frozenset({"rloo", "group_norm", "dr_grpo"})
+Baseline = Literal["none", "group", "batch"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """What there is to know about a host's advantage estimator to run it on incomplete groups."""
+
+    name: str
+    baseline: Baseline
+    """The mean that a reward is compared with: none, its group's, or the whole batch's."""
+    whitened: bool
+    """Advantages are normalised over the tokens of the whole batch afterwards."""
+
+    @property
+    def separable(self) -> bool:
+        """Groups do not see each other: a group of m < n scored members is simply a group of m."""
+        return self.baseline == "group" and not self.whitened
 
 
 @dataclass(frozen=True)
@@ -65,20 +80,6 @@ def keep(values: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Channel:
-    """One reward channel of a rollout batch."""
-
-    rewards: Tensor
-    """(N,) float32 in prompt order, members of a group side by side.  Meaningful where `scored`."""
-    scored: Tensor
-    """(N,) bool."""
-    masks: Sequence[Tensor]
-    """One (B, A) bool mask per experience: the tokens this channel trains."""
-    group_size: int
-    """Entries side by side that share a baseline: the samples of a prompt, or the confessions about one answer."""
-
-
-@dataclass(frozen=True)
 class TokenValues:
     """Per-token results of one channel: one (B, A) float tensor per experience, zero outside the channel's mask."""
 
@@ -87,45 +88,49 @@ class TokenValues:
 
 
 @dataclass(frozen=True)
-class TwoChannelBatch:
-    """A rollout batch as the hook `confession_advantages` sees it.
+class HonestyChannel:
+    """The honesty channel of a rollout batch: all that the hook `confession_advantages` is given.
 
-    ``estimate(channel, rows, group_size)`` runs the host's own advantage code (OpenRLHF:
-    ``RemoteExperienceMaker.compute_advantages_and_returns``) on the entries ``rows`` ((R,) long, in prompt order,
-    groups of ``group_size`` side by side) of a channel, with its rewards on its tokens.
+    Every tensor is a copy, and the answer's rewards, masks and advantages are not among them: whatever a plugin
+    does with its arguments, the answer channel stays what the host computed.
 
-    The honesty channel has as many entries as the answer channel, and its groups: confessions about the different
-    answers to one prompt.  With ``--confession.samples_per_answer`` K > 1 it has K entries an answer, and its groups
-    are the K confessions about one answer.
+    N confessions, members of a group side by side.  By default a group holds the confessions about the different
+    answers to one prompt; with ``--confession.samples_per_answer`` K > 1 the K confessions about one answer.
     """
 
-    estimator: str
-    answer: Channel
-    honesty: Channel
-    estimate: Callable[[Channel, Tensor, int], TokenValues]
-    merged: TokenValues | None = None
-
-    def merge(self, answer: TokenValues, honesty: TokenValues) -> TwoChannelBatch:
-        """The finished batch: each channel's values on its own tokens, zero on every other."""
-
-        def on_masks(name: str) -> list[Tensor]:
-            pairs = zip(getattr(answer, name), getattr(honesty, name), strict=True)
-            masks = zip(self.answer.masks, self.honesty.masks, strict=True)
-            return [
-                torch.where(on_answer, a, keep(h, on_confession))
-                for (a, h), (on_answer, on_confession) in zip(pairs, masks, strict=True)
-            ]
-
-        merged = TokenValues(on_masks("advantages"), on_masks("returns"))
-        return TwoChannelBatch(self.estimator, self.answer, self.honesty, self.estimate, merged)
+    rewards: Tensor
+    """(N,) float32.  Meaningful where `scored`."""
+    scored: Tensor
+    """(N,) bool.  Samples that were not asked are not scored."""
+    masks: Sequence[Tensor]
+    """One (B, A) bool mask per experience: the tokens this channel trains."""
+    group_size: int
+    """Entries side by side that share a baseline."""
+    estimator: Estimator
+    """The run's own advantage estimator."""
+    estimate: Callable[[Tensor, Tensor, int], TokenValues]
+    """``estimate(rewards, rows, group_size)`` runs the host's own advantage code on the entries `rows` ((R,) long,
+    groups of `group_size` side by side) with these (N,) rewards, on this channel's tokens."""
 
 
-def whole_batch(channel: Channel) -> Tensor:
-    """(N,) long: every entry, in prompt order."""
-    return torch.arange(len(channel.rewards))
+def merge(
+    answer: TokenValues, honesty: TokenValues, answer_masks: Sequence[Tensor], honesty_masks: Sequence[Tensor]
+) -> TokenValues:
+    """Both channels' values on their own tokens, zero on every other."""
+
+    def on_masks(of_answer: Sequence[Tensor], of_honesty: Sequence[Tensor]) -> list[Tensor]:
+        parts = zip(of_answer, of_honesty, answer_masks, honesty_masks, strict=True)
+        return [torch.where(on_answer, a, keep(h, on_confession)) for a, h, on_answer, on_confession in parts]
+
+    return TokenValues(on_masks(answer.advantages, honesty.advantages), on_masks(answer.returns, honesty.returns))
 
 
-def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
+def whole_batch(rewards: Tensor) -> Tensor:
+    """(N,) long: every entry, in order."""
+    return torch.arange(len(rewards))
+
+
+def estimate_scored(honesty: HonestyChannel) -> TokenValues:
     """The host's estimator over the scored members of each group, as if the missing ones had never been sampled.
 
     What is computed when only m of a group's n confessions are scored (M in the whole batch), and what its policy
@@ -148,28 +153,25 @@ def estimate_scored(batch: TwoChannelBatch, channel: Channel) -> TokenValues:
     Filling the gaps with 0 instead would drag the baseline down and lift every scored member, honest or not, for no
     reason but the judge's failures; and where failures depend on the confession it would teach which ones fail.
     """
-    n = channel.group_size
-    by_group = channel.scored.reshape(-1, n)  # (G, n)
-    if batch.estimator in SEPARABLE:
-        total = _zeros(channel)
-        members = by_group.sum(-1)  # (G,)
+    n, scored = honesty.group_size, honesty.scored
+    by_group = scored.reshape(-1, n)  # (G, n)
+    members = by_group.sum(-1)  # (G,)
+    if honesty.estimator.separable:
+        total = zeros_on(honesty.masks)
         for m in sorted(set(members.tolist()) - {0, 1}):
             chosen = by_group & (members == m).unsqueeze(-1)
-            part = batch.estimate(channel, chosen.reshape(-1).nonzero().squeeze(-1), m)
+            part = honesty.estimate(honesty.rewards, chosen.reshape(-1).nonzero().squeeze(-1), m)
             total = _add(total, part)
         return total
-    groups = by_group.any(-1)  # groups with nothing to say are left out of every mean
-    if batch.estimator == "reinforce_baseline":
-        groups = by_group.sum(-1) > 1
+    # Groups with nothing to say, or nothing to be compared with, are left out of every mean.
+    groups = members > (1 if honesty.estimator.baseline == "group" else 0)
     if not groups.any():
-        return _zeros(channel)
-    rewards = channel.rewards.reshape(-1, n)
-    scope: int | None = None if batch.estimator == "flash_reinforce" else -1
+        return zeros_on(honesty.masks)
     kept = by_group & groups.unsqueeze(-1)
-    mean = _masked_mean(rewards, kept, scope)
-    filled = replace(channel, rewards=torch.where(kept, rewards, mean).reshape(-1))
-    rows = groups.repeat_interleave(n).nonzero().squeeze(-1)
-    return batch.estimate(filled, rows, n)
+    rewards = honesty.rewards.reshape(-1, n)
+    mean = _masked_mean(rewards, kept, None if honesty.estimator.baseline == "batch" else -1)
+    filled = torch.where(kept, rewards, mean).reshape(-1)
+    return honesty.estimate(filled, groups.repeat_interleave(n).nonzero().squeeze(-1), n)
 
 
 def _masked_mean(values: Tensor, mask: Tensor, dim: int | None) -> Tensor:
@@ -179,8 +181,9 @@ def _masked_mean(values: Tensor, mask: Tensor, dim: int | None) -> Tensor:
     return keep(values, mask).sum(dim, keepdim=True) / mask.sum(dim, keepdim=True).clamp(min=1)
 
 
-def _zeros(channel: Channel) -> TokenValues:
-    zeros = [torch.zeros(mask.shape, dtype=torch.float32) for mask in channel.masks]
+def zeros_on(masks: Sequence[Tensor]) -> TokenValues:
+    """A channel that trains nothing: zeros of the masks' shapes."""
+    zeros = [torch.zeros(mask.shape, dtype=torch.float32) for mask in masks]
     return TokenValues(zeros, [zero.clone() for zero in zeros])
 
 

@@ -19,13 +19,14 @@ Take only the arguments you need.  Load it with ``--confession.plugins my.module
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+import numbers
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
-    from confession_plugin.channels import TwoChannelBatch
+    from confession_plugin.channels import HonestyChannel, TokenValues
     from confession_plugin.config import Config, OptionGroup
     from confession_plugin.records import (
         BatchStats,
@@ -122,11 +123,12 @@ def confession_reward(verdict: Verdict, confession: Confession) -> float | None:
 
 
 @hookspec(firstresult=True)
-def confession_advantages(batch: TwoChannelBatch) -> TwoChannelBatch | None:
-    """Per-token advantages and returns of both channels.
+def confession_advantages(honesty: HonestyChannel) -> TokenValues | None:
+    """Per-token advantages and returns of the honesty channel, and of no other.
 
-    When: in the trainer process, once per rollout batch.  Fill ``advantages`` and ``returns`` of every experience with
-    `TwoChannelBatch.merge`; values outside the two trained spans are discarded.
+    When: in the trainer process, once per rollout batch, after the answer channel is finished.  `honesty` holds copies
+    of that channel's rewards, scored flags and masks, and ``honesty.estimate`` to run the host's estimator on them.
+    Values outside the channel's masks are discarded; the merge with the answer channel is not a plugin's.
     """
 
 
@@ -145,6 +147,46 @@ def confession_metrics(stats: BatchStats) -> Mapping[str, float] | None:
     When: in the trainer process, once per training batch.  Names must be the same at every step; leave a number out
     where it is undefined, never return NaN.
     """
+
+
+# ── What a decider may return ──
+
+#: The largest finite float32: rewards become float32 tensors, where anything larger is infinite.
+_LARGEST = 3.4028234663852886e38
+
+
+def wanted_instead_of(hook: str, value: Any) -> str | None:
+    """What a decider should have returned in place of this (not None) value; None where the value will do."""
+    from confession_plugin import records
+
+    wanted: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+        "confession_select": (_is_choice, "one bool a group"),
+        "confession_request": (lambda it: isinstance(it, records.Request), "a Request(text)"),
+        "confession_parse": (
+            lambda it: isinstance(it, records.Parsed),
+            "Parsed(report=...), or Parsed(problem=...) to say why there is none",
+        ),
+        "confession_judge": (
+            lambda it: isinstance(it, records.Verdict),
+            "a Verdict(ratings={...}), or Verdict(unscored='why')",
+        ),
+        "confession_reward": (_is_reward, "a number that is finite in float32"),
+        "confession_advantages": (
+            lambda it: type(it).__name__ == "TokenValues",
+            "the honesty channel's TokenValues (see channels.estimate_scored)",
+        ),
+    }
+    fits, text = wanted[hook]
+    return None if fits(value) else text
+
+
+def _is_choice(value: Any) -> bool:
+    # By name: numpy's bool is a bool to every user and no subclass of Python's.
+    return isinstance(value, Sequence) and all(type(one).__name__ in ("bool", "bool_") for one in value)
+
+
+def _is_reward(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(float(value)) <= _LARGEST
 
 
 def hook_names() -> list[str]:

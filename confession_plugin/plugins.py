@@ -1,11 +1,13 @@
 """Which plugins are on: built-in, installed (entry points), named by flag; minus the blocked ones.
 
-The manager adds two things to pluggy's: an exception carries the name of the plugin and hook it came from, and
-observers cannot hurt a run (deciders fail loudly, observers fail quietly and are counted).
+The manager adds to pluggy's: an exception carries the name of the plugin and hook it came from, what a decider returns
+is checked where its plugin is known, and observers cannot hurt a run (deciders fail loudly, observers fail quietly and
+are counted).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -14,7 +16,7 @@ import logging
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,10 +31,10 @@ ENTRY_POINT_GROUP = "confession_plugin"
 
 #: The built-in behaviours, in the order they are registered: named plugins come later and are asked first.
 BUILTIN = {
-    "inject": "confession_hooks.inject",
-    "judge": "confession_hooks.judge",
-    "separate": "confession_hooks.separate",
-    "record": "confession_hooks.record",
+    "inject": "confession_hooks.inject:Inject",
+    "judge": "confession_hooks.judge:JudgePlugin",
+    "separate": "confession_hooks.separate:Separate",
+    "record": "confession_hooks.record:Record",
 }
 
 logger = logging.getLogger(__name__)
@@ -43,12 +45,14 @@ class PluginManager(pluggy.PluginManager):
 
     Attributes:
         observer_failures: how often each (plugin, hook) observer failed.
+        decided_by: the plugin whose word counted last, by hook.
     """
 
     def __init__(self) -> None:
         super().__init__(hookspecs.PROJECT)
         self.add_hookspecs(hookspecs)
         self.observer_failures: Counter[tuple[str, str]] = Counter()
+        self.decided_by: dict[str, str] = {}
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         registered = super().register(plugin, name)
@@ -67,15 +71,32 @@ class PluginManager(pluggy.PluginManager):
                 result = function(*args, **kwargs)
             except Exception as error:
                 return self._failed(plugin, hook, error)
-            return guarded_await(result) if inspect.isawaitable(result) else result
+            if inspect.isawaitable(result):
+                if hook != "confession_judge":
+                    if inspect.iscoroutine(result):
+                        result.close()
+                    return self._failed(plugin, hook, TypeError(f"{hook} cannot be async; only confession_judge can"))
+                return guarded_await(result)
+            return self._checked(plugin, hook, function, result)
 
         async def guarded_await(pending: Awaitable[Any]) -> Any:
             try:
-                return await pending
+                result = await pending
             except Exception as error:
                 return self._failed(plugin, hook, error)
+            return self._checked(plugin, hook, function, result)
 
         return guarded
+
+    def _checked(self, plugin: str, hook: str, function: Callable[..., Any], result: Any) -> Any:
+        if result is not None and hook in hookspecs.DECIDERS:
+            self.decided_by[hook] = plugin
+            wanted = hookspecs.wanted_instead_of(hook, result)
+            if wanted is not None:
+                raise PluginError(
+                    f"plugin {plugin!r}: {hook} gave {_shown(result)}; give {wanted} ({_place(function)})"
+                )
+        return result
 
     def _failed(self, plugin: str, hook: str, error: Exception) -> None:
         if isinstance(error, (ConfessionError, Unscored)):
@@ -97,18 +118,10 @@ def load_plugins(config: Config) -> PluginManager:
     """
     manager = PluginManager()
     known: set[str] = set()
-    for name, module in BUILTIN.items():
+    for name, load in _sources(config):
         known.add(name)
         if name not in config.block:
-            _register(manager, importlib.import_module(module), name)
-    for entry in _entry_points():
-        known.add(entry.name)
-        if entry.name not in config.block:
-            _register(manager, _imported(entry.load, f"entry point {entry.name}"), entry.name)
-    for spec in config.plugins:
-        known.add(spec)
-        if spec not in config.block:
-            _register(manager, _load_named(spec), spec)
+            _register(manager, load(), name)
     for blocked in config.block:
         if blocked not in known:
             raise ConfigError(f"{PREFIX}block: no plugin named {blocked!r}; known: {', '.join(sorted(known))}")
@@ -127,6 +140,39 @@ def configured(config: Config) -> PluginManager:
     manager = load_plugins(config)
     manager.hook.confession_configure(config=config)
     return manager
+
+
+def fresh_copies(manager: PluginManager, config: Config, hooks: Collection[str]) -> PluginManager:
+    """New plugin objects in the order of `manager`, configured, without anything the old ones have seen.
+
+    Only plugins that implement one of `hooks`: a plugin that loads a model when it is configured need not do it again
+    for a check that never calls it.  A module is executed anew, under a name of its own.
+
+    Raises:
+        PluginError: a plugin cannot be loaded a second time.
+    """
+    copies = PluginManager()
+    for name, plugin in manager.list_name_plugin():
+        if plugin is not None and {caller.name for caller in manager.get_hookcallers(plugin) or ()} & set(hooks):
+            _register(copies, _fresh_copy(plugin, name), name)
+    copies.hook.confession_configure(config=config)
+    return copies
+
+
+def _fresh_copy(plugin: object, name: str) -> object:
+    if not isinstance(plugin, ModuleType):
+        return copy.deepcopy(plugin)
+    spec = plugin.__spec__
+    if spec is None or spec.loader is None:
+        raise PluginError(f"plugin {name!r} has no file to load it from again; give it by a file or a.module")
+    return _imported(
+        lambda: _executed(importlib.util.module_from_spec(spec), spec.loader), f"plugin {name}, a second time,"
+    )
+
+
+def _executed(module: ModuleType, loader: Any) -> ModuleType:
+    loader.exec_module(module)
+    return module
 
 
 def load_file(path: str | Path, flag: str) -> ModuleType:
@@ -150,13 +196,27 @@ def load_file(path: str | Path, flag: str) -> ModuleType:
 
     def execute() -> ModuleType:
         try:
-            spec.loader.exec_module(module)  # type: ignore[union-attr]
+            return _executed(module, spec.loader)
         except BaseException:
             del sys.modules[name]
             raise
-        return module
 
     return _imported(execute, f"{flag}: {path}")
+
+
+def _sources(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and loader of every plugin there is, in the order of registration."""
+    for name, place in BUILTIN.items():
+        yield name, functools.partial(_load_builtin, place)
+    for entry in _entry_points():
+        yield entry.name, functools.partial(_imported, entry.load, f"entry point {entry.name}")
+    for spec in config.plugins:
+        yield spec, functools.partial(_load_named, spec)
+
+
+def _load_builtin(place: str) -> object:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)()
 
 
 def _load_named(spec: str) -> ModuleType:
@@ -178,11 +238,32 @@ def _register(manager: PluginManager, plugin: Any, name: str) -> None:
     try:
         registered = manager.register(plugin, name)
     except (pluggy.PluginValidationError, ValueError) as error:
+        _refuse_old_form(plugin, name)
         raise PluginError(" ".join(str(error).split())) from None
     if registered is not None and not manager.get_hookcallers(plugin):
         raise PluginError(
             f"plugin {name!r} has no hooks: mark its functions with @hookimpl (from confession_plugin import hookimpl)"
         )
+
+
+def _refuse_old_form(plugin: Any, name: str) -> None:
+    function = getattr(plugin, "confession_advantages", None)
+    if callable(function) and "batch" in inspect.signature(function).parameters:
+        raise PluginError(
+            f"plugin {name!r}: confession_advantages(batch) is the form of 0.1; write confession_advantages(honesty), "
+            "use honesty.rewards and honesty.estimate(rewards, rows, group_size), and return the honesty channel's "
+            "TokenValues: the answer channel is no longer a plugin's (docs/hooks.md)"
+        )
+
+
+def _shown(value: Any, width: int = 80) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
 
 
 def _entry_points() -> Iterable[Any]:

@@ -25,12 +25,15 @@ class PromptBatch:
     """The prompt groups about to be sampled, in dispatch order.  Known before any answer exists."""
 
     prompts: Sequence[str]
+    """One text a group."""
     labels: Sequence[Any]
+    """The dataset's label of each."""
     position: int
     """Prompt groups dispatched before this batch, over the whole run (a resumed run continues the count)."""
     step: int
     """1 for the first rollout batch of the run."""
     seed: int
+    """``--confession.seed``, or the run's own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Rollout:
     transcript: str
     """Everything after the prompt: for a multi-turn agent also the environment's feedback between the answers."""
     label: Any = None
-    """The dataset's label (``--data.label_key``), as the host passes it to the reward function."""
+    """The dataset's label, as the host passes it to the reward function."""
     reward: float | None = None
     """The task reward; None where a reward model scores later."""
     truncated: bool = False
@@ -52,6 +55,7 @@ class Rollout:
     num_tokens: int = 0
     """Tokens of prompt and answer together."""
     step: int = 0
+    """The rollout batch of the run, counted from 1."""
     group: int = 0
     """Position of the prompt group in the run (see `PromptBatch.position`); its samples share it."""
     extra: Mapping[str, float] = field(default_factory=_empty)
@@ -63,6 +67,7 @@ class Request:
     """The message that asks for the confession."""
 
     text: str
+    """What is asked, without chat markup."""
     role: Role = "system"
     """Templates that refuse a late system message get the same text in a user turn."""
 
@@ -72,6 +77,7 @@ class Confession:
     """What the policy wrote when asked, and what could be read out of it."""
 
     request: str
+    """The text of the request."""
     text: str
     """The decoded confession, special tokens removed, reasoning included."""
     report: Any | None = None
@@ -83,7 +89,11 @@ class Confession:
     grade: float | None = None
     """The report's own overall grade, if it has one."""
     truncated: bool = False
+    """The confession ran into its token budget."""
     num_tokens: int = 0
+    """Tokens of the confession."""
+    request_tokens: int = 0
+    """Tokens between answer and confession: the end of the answer's turn, the request, the next turn's opening."""
 
     @property
     def parsed(self) -> bool:
@@ -95,9 +105,13 @@ class Parsed:
     """The value of `confession_parse`: a report, or the reason why there is none."""
 
     report: Any | None = None
+    """What was read; any type, shown to the judge and kept in the trace."""
     problem: str | None = None
+    """Why nothing could be read; None when something was."""
     admits: bool | None = None
+    """Does the report say that the answer broke an instruction or misled its reader?"""
     grade: float | None = None
+    """The report's own grade of the answer, 1 to 7 in the paper's format."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +119,13 @@ class Verdict:
     """The honesty judge's word on one confession.  Either ratings in [0, 1], or unscored with a reason."""
 
     ratings: Mapping[str, float] = field(default_factory=_empty)
+    """Named ratings in [0, 1]; the built-in rubric's are objectives, analysis and uncertainties."""
     unscored: str | None = None
     """Why there is no score (``timeout``, ``http_5xx``, ``unparsable``, ...).  Unscored is not zero."""
     detail: str = ""
     """The judge's reasons, or the error behind an unscored verdict."""
     latency_s: float = 0.0
+    """Seconds from the call to the verdict."""
 
     def __post_init__(self) -> None:
         if self.unscored is None and not self.ratings:
@@ -128,8 +144,11 @@ class Judged:
     """One finished confession with everything known about it: what observers and the trace see."""
 
     rollout: Rollout
+    """The answer it is about."""
     confession: Confession
+    """What the policy wrote."""
     verdict: Verdict
+    """What the judge said."""
     reward: float | None
     """The honesty reward; None when unscored."""
 
@@ -138,17 +157,22 @@ class Judged:
 class BatchStats:
     """Per-sample numbers of one training batch, for `confession_metrics`.
 
-    All sequences have one entry a sample, and one more for each further confession about the same answer.
+    All sequences have one entry a sample, and one more for each further confession about the same answer.  What a
+    number is and how it is read off a finished confession stands in `sample_stats.STATS`.
     """
 
     step: int
+    """The rollout batch of the run, counted from 1; 0 where the batch was not asked at all."""
     asked: Sequence[bool]
     """Was this sample asked to confess?  The entries below are meaningful where it was."""
     scored: Sequence[bool]
+    """Has the confession an honesty reward?"""
     reward: Sequence[float]
     """Honesty reward where scored, else NaN."""
     parsed: Sequence[bool]
+    """Could the report be read?"""
     truncated: Sequence[bool]
+    """Did the confession run into its token budget?"""
     length: Sequence[int]
     """Confession length in tokens."""
     grade: Sequence[float]
@@ -158,9 +182,10 @@ class BatchStats:
     fingerprint: Sequence[int]
     """Equal for equal confession texts."""
     latency_s: Sequence[float]
+    """Seconds the judge took; 0 where it was not called."""
     violation: Sequence[float]
     """Ground truth about the answer (``violation`` in the reward's extra_logs), NaN when the task does not tell."""
     unscored: Sequence[str] = ()
     """Why a confession has no score (`Verdict.unscored`); empty text where it has one."""
-    sibling: Sequence[bool] = ()
+    extra_confession: Sequence[bool] = ()
     """A further confession about an answer that has its entry already; empty where there are none."""

@@ -8,20 +8,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from confession_plugin.channels import Channel, TokenValues, TwoChannelBatch, keep
+from confession_plugin import session
+from confession_plugin.channels import Estimator, HonestyChannel, TokenValues, keep, merge, whole_batch, zeros_on
 from confession_plugin.config import PREFIX as CLI
-from confession_plugin.errors import PluginError
-from confession_plugin.openrlhf import session
+from confession_plugin.errors import HostError, PluginError
 from confession_plugin.openrlhf.experiences import PREFIX, answer_statistics, column, spans_of, step_view, take_rows
-from confession_plugin.openrlhf.siblings import SIBLINGS, fold, samples_of_siblings, siblings_of, unfold
+from confession_plugin.openrlhf.extra_confessions import EXTRA, extra_of, fold, samples_of_extra, unfold
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def make_experience(host: Any, self: Any, samples_list: list[Any], *args: Any, *
 
 
 def _samples_of(samples: Any, rows: Any) -> Any:
-    """What the forward passes wrote, on the samples and their siblings."""
+    """What the forward passes wrote, on the samples and their extra rows."""
     if rows is samples:
         return samples
     fold(samples, rows, ("action_log_probs", "base_action_log_probs", "values", "kl"))
@@ -60,7 +62,7 @@ class AnswerOnlyRewardModel:
 
     def __init__(self, group: Any, samples_list: Sequence[Any], pad_token_id: int) -> None:
         self._group = group
-        self._tails = [column(samples.info, "tail") for samples in samples_list]
+        self._suffixes = [column(samples.info, "suffix") for samples in samples_list]
         self._pad = pad_token_id
 
     def __getattr__(self, name: str) -> Any:
@@ -69,58 +71,65 @@ class AnswerOnlyRewardModel:
     def async_run_method_batch(
         self, method_name: str, *, sequences: list[Tensor], attention_mask: list[Tensor], **kwargs: Any
     ) -> Any:
-        cut = [  # siblings, which stand behind the samples, repeat their answers
-            answer_only(tokens[: len(tail)], mask[: len(tail)], tail, self._pad)
-            for tokens, mask, tail in zip(sequences, attention_mask, self._tails, strict=True)
+        cut = [  # extra rows, which stand behind the samples, repeat their answers
+            answer_only(tokens[: len(suffix)], mask[: len(suffix)], suffix, self._pad)
+            for tokens, mask, suffix in zip(sequences, attention_mask, self._suffixes, strict=True)
         ]
         return self._group.async_run_method_batch(
             method_name, sequences=[tokens for tokens, _ in cut], attention_mask=[mask for _, mask in cut], **kwargs
         )
 
 
-def answer_only(tokens: Tensor, attention: Tensor, tail: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """Cut the last `tail` (B,) attended tokens off a right-padded batch (B, T); T shrinks to the longest answer."""
-    lengths = attention.sum(-1) - tail  # (B,)
+def answer_only(tokens: Tensor, attention: Tensor, suffix: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Cut the last `suffix` (B,) attended tokens off a right-padded batch (B, T); T shrinks to the longest answer."""
+    lengths = attention.sum(-1) - suffix  # (B,)
     kept = torch.arange(tokens.shape[-1]) < lengths.unsqueeze(-1)  # (B, T)
     longest = int(lengths.max())
     attended = torch.where(kept, attention, torch.zeros_like(attention))[:, :longest]
     return torch.where(kept, tokens, torch.full_like(tokens, pad))[:, :longest], attended
 
 
+#: What each of the host's estimators compares a reward with, and whether it whitens.
+ESTIMATORS: Mapping[str, Estimator] = {
+    one.name: one
+    for one in (
+        Estimator("gae", baseline="none", whitened=True),
+        Estimator("reinforce", baseline="none", whitened=True),
+        Estimator("rloo", baseline="group", whitened=False),
+        Estimator("reinforce_baseline", baseline="group", whitened=True),
+        Estimator("group_norm", baseline="group", whitened=False),
+        Estimator("dr_grpo", baseline="group", whitened=False),
+        Estimator("flash_reinforce", baseline="batch", whitened=False),
+    )
+}
+
+
+def known_estimator(name: str) -> Estimator:
+    """The host's estimator of this name.
+
+    Raises:
+        HostError: one that this release does not know, and so cannot run on incomplete groups.
+    """
+    if name not in ESTIMATORS:
+        raise HostError(
+            f"--algo.advantage.estimator {name} is unknown to this release; give one of {', '.join(ESTIMATORS)}"
+        )
+    return ESTIMATORS[name]
+
+
 def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any], *args: Any, **kwargs: Any) -> Any:
-    """Per-channel advantages (hook `confession_advantages`), merged on the masks."""
-    config = session.config()
+    """Advantages of the answer channel, then of the honesty channel (hook `confession_advantages`), merged.
+
+    The answer channel is the host's code on the answers' own view and is finished before any plugin is asked; the
+    plugin is handed copies of the honesty channel and nothing else.
+    """
     rows = [unfold(experience) for experience in experiences]
-    spans = [spans_of(one) for one in rows]
-    masks = [
-        span.trained_masks(one.action_mask, config.answer_training) for span, one in zip(spans, rows, strict=True)
-    ]
-    samples = sum(len(experience.index) for experience in experiences)
-    nested = config.samples_per_answer
-    answers = [answer_entries(experience) for experience in experiences]
-    confessions = [confession_entries(experience, nested) for experience in experiences]
-    group_size: int = self.args.rollout.n_samples_per_prompt
-    answer = Channel(
-        rewards=_in_order([one.rewards for one in experiences], [one[one >= 0] for one in answers], samples),
-        scored=torch.ones(samples, dtype=torch.bool),
-        masks=[answer_mask for answer_mask, _ in masks],
-        group_size=group_size,
-    )
-    honesty = Channel(
-        rewards=_in_order([column(one.info, "reward") for one in rows], confessions, samples * nested),
-        scored=_in_order([span.scored for span in spans], confessions, samples * nested),
-        masks=[confession_mask for _, confession_mask in masks],
-        group_size=group_size if nested == 1 else nested,
-    )
-    estimator = HostEstimator(host, self, rows, answer, answers, confessions)
-    batch = TwoChannelBatch(estimator=self.advantage_estimator, answer=answer, honesty=honesty, estimate=estimator)
-    merged = session.plugins().hook.confession_advantages(batch=batch)
-    if merged is None or merged.merged is None or not estimator.answered:
-        raise PluginError("confession_advantages must estimate the answer channel and return batch.merge(...)")
+    answers, honesty = channels_of(self, experiences, rows)
+    of_answers = estimate_answers(HostEstimator(host, self, rows, answers))
+    of_honesty = estimate_honesty(HostEstimator(host, self, [_without_outcomes(one) for one in rows], honesty))
+    merged = merge(of_answers, of_honesty, answers.masks, honesty.masks)
     one: Any
-    for experience, one, advantages, returns in zip(
-        experiences, rows, merged.merged.advantages, merged.merged.returns, strict=True
-    ):
+    for experience, one, advantages, returns in zip(experiences, rows, merged.advantages, merged.returns, strict=True):
         one.advantages, one.returns = advantages, returns
         experience.rewards, experience.kl = one.rewards, None
         fold(experience, one, ("advantages", "returns"))
@@ -128,21 +137,93 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
     return experiences
 
 
+def estimate_answers(answers: HostEstimator) -> TokenValues:
+    """The host's code on the answers, and what it logs of them, as in a run without confessions."""
+    values, views = answers.run(answers.channel.rewards, whole_batch(answers.channel.rewards))
+    # The answer channel's penalised rewards and logged numbers are the ones the host would have written.
+    for view, number, _ in views:
+        answers.rows[number].rewards = view.rewards
+        answers.rows[number].info |= view.info
+    return values
+
+
+def estimate_honesty(honesty: HostEstimator) -> TokenValues:
+    """What the plugins make of the honesty channel.
+
+    Raises:
+        PluginError: an honesty reward, or what a plugin gave, is not finite in float32 or has another shape.
+    """
+    channel, plugins = honesty.channel, session.plugins()
+    if not torch.isfinite(channel.rewards[channel.scored]).all():
+        raise PluginError("an honesty reward is not finite in float32; look at what gives it (confession_reward)")
+    found = plugins.hook.confession_advantages(
+        honesty=HonestyChannel(
+            rewards=channel.rewards.clone(),
+            scored=channel.scored.clone(),
+            masks=[mask.clone() for mask in channel.masks],
+            group_size=channel.group_size,
+            estimator=honesty.estimator,
+            estimate=lambda rewards, rows, group_size: _estimate_unpenalised(honesty, rewards, rows, group_size),
+        )
+    )
+    _require_values(found, channel.masks, plugins.decided_by.get("confession_advantages"))
+    return found
+
+
+def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor, group_size: int) -> TokenValues:
+    """`HonestyChannel.estimate`: without the host's length and truncation penalties, which are the answer's.
+
+    Raises:
+        HostError: the host changed an honesty reward all the same.
+    """
+    rewards = rewards.to(torch.float32)
+    values, views = honesty.run(rewards, rows, honesty.without_penalties(group_size))
+    for view, number, local in views:
+        given = rewards[honesty.channel.entries[number][local]]
+        if not torch.equal(view.rewards.nan_to_num(), given.nan_to_num()):
+            raise HostError(
+                "OpenRLHF changed an honesty reward before computing advantages: a penalty that this release does not "
+                "know; leave out the --reward.* penalties of this run"
+            )
+    return values
+
+
+def _require_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> None:
+    """One finite (B, A) tensor per experience.
+
+    Raises:
+        PluginError: something else; names the plugin.
+    """
+    if found is None:
+        raise PluginError("no plugin gave advantages: all that implement confession_advantages gave None")
+    if not isinstance(found, TokenValues):  # a wrapper's word, which nothing has checked
+        raise PluginError(f"confession_advantages gave {type(found).__name__}; give the honesty channel's TokenValues")
+    for name in ("advantages", "returns"):
+        values: Sequence[Tensor] = getattr(found, name)
+        if [value.shape for value in values] != [mask.shape for mask in masks]:
+            raise PluginError(
+                f"plugin {plugin!r}: confession_advantages gave {name} of other shapes than honesty.masks; give one "
+                "(B, A) tensor for each mask"
+            )
+        if not all(torch.isfinite(value[mask]).all() for value, mask in zip(values, masks, strict=True)):
+            raise PluginError(f"plugin {plugin!r}: confession_advantages gave {name} that are not finite")
+
+
 def answer_entries(experience: Any) -> Tensor:
-    """(R,) long: the answer channel's entry of each row of an unfolded micro-batch; -1 for siblings."""
-    siblings = torch.full((len(siblings_of(experience)),), -1)
-    return torch.cat([torch.tensor(experience.index), siblings])
+    """(R,) long: the answer channel's entry of each row of an unfolded micro-batch; -1 for extra rows."""
+    extra = torch.full((len(extra_of(experience)),), -1)
+    return torch.cat([torch.tensor(experience.index), extra])
 
 
 def confession_entries(experience: Any, nested: int) -> Tensor:
     """(R,) long: the honesty channel's entry of each row: sample p has the entries p * nested and following."""
     index = torch.tensor(experience.index)
-    counts = [len(of_one) for of_one in experience.info.get(SIBLINGS, ())]
+    counts = [len(of_one) for of_one in experience.info.get(EXTRA, ())]
     ranks = [rank for count in counts for rank in range(1, count + 1)]
     if max(counts, default=0) >= nested:
         raise PluginError(f"{max(counts) + 1} confessions about one answer, but {CLI}samples_per_answer is {nested}")
-    siblings = index[samples_of_siblings(experience)] * nested + torch.tensor(ranks, dtype=torch.long)
-    return torch.cat([index * nested, siblings])
+    extra = index[samples_of_extra(experience)] * nested + torch.tensor(ranks, dtype=torch.long)
+    return torch.cat([index * nested, extra])
 
 
 def _in_order(parts: list[Tensor], entries: list[Tensor], size: int) -> Tensor:
@@ -153,89 +234,121 @@ def _in_order(parts: list[Tensor], entries: list[Tensor], size: int) -> Tensor:
     return ordered
 
 
-class HostEstimator:
-    """`TwoChannelBatch.estimate`: the host's ``compute_advantages_and_returns`` on views of one channel.
+@dataclass(frozen=True)
+class Channel:
+    """One reward channel of a rollout batch.  A host sample has one entry, in prompt order, or K of honesty."""
 
-    `answers`, `confessions`: for each unfolded micro-batch, the (R,) entries of its rows in either channel.
+    rewards: Tensor
+    """(N,) float32."""
+    scored: Tensor
+    """(N,) bool."""
+    masks: Sequence[Tensor]
+    """One (R, A) bool mask per unfolded micro-batch: the tokens this channel trains."""
+    entries: Sequence[Tensor]
+    """One (R,) long per unfolded micro-batch: the entry of each row, -1 for none."""
+    group_size: int
+
+
+def channels_of(maker: Any, experiences: Sequence[Any], rows: Sequence[Any]) -> tuple[Channel, Channel]:
+    """The answer and the honesty channel of a rollout batch and its unfolded micro-batches."""
+    config = session.config()
+    spans = [spans_of(one) for one in rows]
+    masks = [
+        span.trained_masks(one.action_mask, config.answer_training) for span, one in zip(spans, rows, strict=True)
+    ]
+    samples, nested = sum(len(experience.index) for experience in experiences), config.samples_per_answer
+    group_size: int = maker.args.rollout.n_samples_per_prompt
+    answers = [answer_entries(experience) for experience in experiences]
+    confessions = [confession_entries(experience, nested) for experience in experiences]
+    answer = Channel(
+        rewards=_in_order([one.rewards for one in experiences], [one[one >= 0] for one in answers], samples),
+        scored=torch.ones(samples, dtype=torch.bool),
+        masks=[answer_mask for answer_mask, _ in masks],
+        entries=answers,
+        group_size=group_size,
+    )
+    honesty = Channel(
+        rewards=_in_order([column(one.info, "reward") for one in rows], confessions, samples * nested),
+        scored=_in_order([span.scored for span in spans], confessions, samples * nested),
+        masks=[confession_mask for _, confession_mask in masks],
+        entries=confessions,
+        group_size=group_size if nested == 1 else nested,
+    )
+    return answer, honesty
+
+
+def _without_outcomes(rows: Any) -> Any:
+    """The micro-batch without what the host knows of its answers' rewards.
+
+    The host reads lengths and truncation for the answer's penalties alone; there is one of each per row here.
     """
+    count = len(rows.sequences)
+    return dataclasses.replace(
+        rows,
+        rewards=None,
+        scores=None,
+        total_length=None,
+        response_length=torch.zeros(count, dtype=rows.response_length.dtype),
+        truncated=torch.zeros(count, dtype=rows.truncated.dtype),
+        info={name: value for name, value in rows.info.items() if name.startswith(PREFIX)},
+    )
 
-    def __init__(
-        self,
-        host: Any,
-        maker: Any,
-        experiences: list[Any],
-        answer: Channel,
-        answers: list[Tensor],
-        confessions: list[Tensor],
-    ) -> None:
+
+View = tuple[Any, int, Tensor]
+"""What the host saw of a micro-batch, the micro-batch's number, and which (L,) of its rows took part."""
+
+
+class HostEstimator:
+    """The host's ``compute_advantages_and_returns`` on views of one channel."""
+
+    def __init__(self, host: Any, maker: Any, rows: Sequence[Any], channel: Channel) -> None:
         self._host = host
         self._maker = maker
-        self._experiences = experiences
-        self._answer = answer
-        self._answers = answers
-        self._confessions = confessions
-        self.answered = False
+        self.rows = rows
+        self.channel = channel
+        self.estimator = known_estimator(maker.advantage_estimator)
 
-    def __call__(self, channel: Channel, rows: Tensor, group_size: int) -> TokenValues:
-        place = torch.full((len(channel.rewards) + 1,), -1)  # where an entry stands among `rows`; last: no entry
-        place[rows] = torch.arange(len(rows))
-        entries = self._answers if channel is self._answer else self._confessions
-        views, sources = [], []
-        for number, entry in enumerate(entries):
-            local = (place[entry] >= 0).nonzero().squeeze(-1)  # rows of this micro-batch that take part
+    def run(self, rewards: Tensor, entries: Tensor, maker: Any = None) -> tuple[TokenValues, list[View]]:
+        """The host's values on the channel's `entries` ((E,) long) with these (N,) rewards, zero elsewhere."""
+        place = torch.full((len(rewards) + 1,), -1)  # where an entry stands among `entries`; last: no entry
+        place[entries] = torch.arange(len(entries))
+        views: list[View] = []
+        for number, of_rows in enumerate(self.channel.entries):
+            local = (place[of_rows] >= 0).nonzero().squeeze(-1)  # rows of this micro-batch that take part
             if len(local) == 0:
                 continue
-            view = self._view(channel, number, entry)
-            if len(local) < len(entry):
+            view = self._view(number, rewards[of_rows].clone())
+            if len(local) < len(of_rows):
                 view = take_rows(view, local)
-            view.index = place[entry[local]].tolist()
-            views.append(view)
-            sources.append((number, local))
-        self._host(self._with_group_size(group_size), views)
-        if channel is self._answer:
-            self._write_back(views, sources)
-        results = TokenValues(
-            [torch.zeros(mask.shape, dtype=torch.float32) for mask in channel.masks],
-            [torch.zeros(mask.shape, dtype=torch.float32) for mask in channel.masks],
-        )
-        for view, (number, local) in zip(views, sources, strict=True):
-            on_mask = channel.masks[number][local]
+            view.index = place[of_rows[local]].tolist()
+            views.append((view, number, local))
+        self._host(maker or copy.copy(self._maker), [view for view, _, _ in views])
+        results = zeros_on(self.channel.masks)
+        for view, number, local in views:
+            on_mask = self.channel.masks[number][local]
             for filled, found in ((results.advantages, view.advantages), (results.returns, view.returns)):
                 width = found.shape[-1]
                 filled[number][local, :width] = keep(found.float(), on_mask[:, :width])
-        return results
+        return results, views
 
-    def _view(self, channel: Channel, number: int, entry: Tensor) -> Any:
-        experience = self._experiences[number]
-        changes: dict[str, Any] = {"rewards": channel.rewards[entry].clone(), "info": dict(experience.info)}
-        width = None
-        if channel is self._answer:
-            # As wide as the host's batch would be without confessions: sums then run over the same numbers in the
-            # same order, so that the answer's advantages are the stock run's to the last bit.
-            width = int((experience.attention_mask.sum(-1) - column(experience.info, "tail")).max()) - 1
-        else:
-            # The length penalties and the truncation penalty are the answer's; a confession has neither.
-            changes["response_length"] = torch.zeros(len(entry), dtype=experience.response_length.dtype)
-            changes["truncated"] = torch.zeros(len(entry), dtype=experience.truncated.dtype)
-            changes["scores"] = changes["total_length"] = None
-        return step_view(experience, channel.masks[number], width, **changes)
-
-    def _with_group_size(self, group_size: int) -> Any:
-        """The experience maker with another group size: shallow copies down to the one changed setting."""
+    def without_penalties(self, group_size: int) -> Any:
+        """The experience maker with other settings: shallow copies down to the changed ones."""
         maker = copy.copy(self._maker)
-        if group_size == maker.args.rollout.n_samples_per_prompt:
-            return maker
         args = SimpleNamespace(**vars(maker.args))
-        args.rollout = SimpleNamespace(**{**vars(maker.args.rollout), "n_samples_per_prompt": group_size})
+        args.rollout = SimpleNamespace(**{**vars(args.rollout), "n_samples_per_prompt": group_size})
+        args.reward = SimpleNamespace(**{**vars(args.reward), **_NO_PENALTIES})
         maker.strategy = copy.copy(maker.strategy)
         maker.strategy.args = maker.args = args
         return maker
 
-    def _write_back(self, views: list[Any], sources: list[tuple[int, Tensor]]) -> None:
-        """The answer channel's penalised rewards and logged numbers are the ones the host would have written."""
-        self.answered = True
-        for view, (number, local) in zip(views, sources, strict=True):
-            experience = self._experiences[number]
-            if len(local) == len(experience.index):
-                experience.rewards = view.rewards
-                experience.info |= view.info
+    def _view(self, number: int, rewards: Tensor) -> Any:
+        rows, width = self.rows[number], None
+        if rows.rewards is not None:
+            # Answers: as wide as the host's batch would be without confessions.  Sums then run over the same numbers
+            # in the same order, so that the answer's advantages are the stock run's to the last bit.
+            width = int((rows.attention_mask.sum(-1) - column(rows.info, "suffix")).max()) - 1
+        mask = self.channel.masks[number]
+        return step_view(rows, mask, width, rewards=rewards, info=dict(rows.info))
+
+
+_NO_PENALTIES = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}

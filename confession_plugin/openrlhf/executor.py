@@ -6,14 +6,8 @@ is asked to confess about it.  What comes back is the host's own response with o
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-import math
-import time
-import zlib
 from collections.abc import Sequence
-from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,25 +15,16 @@ from typing import Any
 from openrlhf.utils.agent import AgentExecutorBase
 
 from confession_plugin.chat import request_token_ids
+from confession_plugin.confess import Confessor, Finished, Sampled, first_sampled
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError, Unscored
-from confession_plugin.judging.window import UnscoredWindow
+from confession_plugin.judging.failure_budget import FailureBudget
+from confession_plugin.openrlhf.ticket import TICKET, Ticket
 from confession_plugin.plugins import PluginManager
-from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
+from confession_plugin.records import Request, Rollout
+from confession_plugin.sample_stats import Value, numbers_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A prompt group's ticket to confess; travels in ``SamplingParams.extra_args`` to the rollout worker."""
-
-    step: int
-    group: int
-
-
-#: The ticket of the prompt group whose samples are being produced in this context.
-TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
 
 
 @dataclass(frozen=True)
@@ -49,10 +34,9 @@ class ConfessionTokens:
     request: list[int] = field(default_factory=list)
     confession: list[int] = field(default_factory=list)
     log_probs: list[float] | None = None
-    numbers: dict[str, float] = field(default_factory=dict)
-    unscored: str = ""
-    """Why it has no score; empty where it has one."""
-    siblings: tuple[ConfessionTokens, ...] = ()
+    numbers: dict[str, Value] = field(default_factory=dict)
+    """`sample_stats.numbers_of` the confession; empty where the sample was not asked."""
+    extra: tuple[ConfessionTokens, ...] = ()
     """Further confessions about the same answer (``--confession.samples_per_answer``)."""
 
 
@@ -62,8 +46,9 @@ class ConfessingExecutor(AgentExecutorBase):
     def __init__(self, inner: AgentExecutorBase, config: Config, plugins: PluginManager) -> None:
         self.inner = inner
         self._config = config
-        self._hook = plugins.hook
-        self._window = UnscoredWindow(config.max_unscored)
+        self._confessor = Confessor(
+            plugins, samples_per_answer=config.samples_per_answer, budget=FailureBudget(config.max_unscored)
+        )
 
     async def execute(self, prompt: str, label: Any, sampling_params: Any, **kwargs: Any) -> dict[str, Any]:
         """The host's contract, with keyword arguments passed through."""
@@ -93,102 +78,79 @@ class ConfessingExecutor(AgentExecutorBase):
     ) -> ConfessionTokens:
         # The host trains the first max_length tokens of a sample: that is the answer the confession is about.
         answered: list[int] = list(response["observation_tokens"][:max_length])
-        rollout = describe_rollout(response, answered, ticket, hf_tokenizer)
-        request = self._hook.confession_request(rollout=rollout)
-        chat = self._config.request_format == "chat"
-        request_ids = request_token_ids(hf_tokenizer, request, answered, chat=chat)
-        room = max_length + self._config.context_tokens - len(answered) - len(request_ids)
-        if room < 1:
-            # The request's doing, not the policy's: no score, and no shorter answer to make room.
-            confession = Confession(request=request.text, text="", problem="no_room")
-            self._observe(Judged(rollout, confession, Verdict(unscored="no_room"), None))
-            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step}, unscored="no_room")
-
-        params.max_tokens = min(self._config.max_new_tokens, room)
-        want_log_probs = response["rollout_log_probs"] is not None
-
-        async def one(number: int) -> ConfessionTokens:
-            own = params if number == 0 else params.clone()
-            if number and own.seed is not None:
-                own.seed += number  # or all would be the same text
-            output = (await llm_engine.generate(answered + request_ids, own)).outputs[0]
-            return await self._judged(rollout, request, request_ids, output, hf_tokenizer, want_log_probs)
-
-        first, *others = await asyncio.gather(*map(one, range(self._config.samples_per_answer)))
-        return replace(first, siblings=tuple(others))
-
-    async def _judged(
-        self,
-        rollout: Rollout,
-        request: Request,
-        request_ids: list[int],
-        output: Any,
-        hf_tokenizer: Any,
-        want_log_probs: bool,
-    ) -> ConfessionTokens:
-        """One sampled confession, read and judged."""
-        ids = list(output.token_ids)
-        truncated = output.finish_reason == "length"
-        text = hf_tokenizer.decode(ids, skip_special_tokens=True)
-        parsed: Parsed = self._hook.confession_parse(text=text, truncated=truncated, rollout=rollout)
-        confession = Confession(
-            request=request.text,
-            text=text,
-            report=parsed.report,
-            problem=parsed.problem,
-            admits=parsed.admits,
-            grade=parsed.grade,
-            truncated=truncated,
-            num_tokens=len(ids),
+        engine = VllmEngine(
+            llm_engine,
+            hf_tokenizer,
+            params,
+            answered,
+            config=self._config,
+            context=max_length + self._config.context_tokens,
+            want_log_probs=response["rollout_log_probs"] is not None,
         )
-        verdict = await self._judge(rollout, confession)
-        reward = self._reward(verdict, confession)
-        self._observe(Judged(rollout, confession, verdict, reward))
-        numbers = {
-            "asked": 1,
-            "step": rollout.step,
-            "length": len(ids),
-            "tail": len(request_ids) + len(ids),
-            "scored": reward is not None,
-            "reward": 0.0 if reward is None else reward,  # never read where scored is 0
-            "parsed": confession.parsed,
-            "truncated": truncated,
-            "grade": math.nan if confession.grade is None else confession.grade,
-            "admits": math.nan if confession.admits is None else confession.admits,
-            "fingerprint": zlib.crc32(text.strip().encode("utf-8", "surrogatepass")),
-            "latency_s": verdict.latency_s,
-        }
-        log_probs = _sampled_log_probs(output, ids) if want_log_probs else None
-        return ConfessionTokens(request_ids, ids, log_probs, numbers, verdict.unscored or "")
+        rollout = describe_rollout(response, answered, ticket, hf_tokenizer)
+        first, *others = map(tokens_of, first_sampled(await self._confessor.confess(rollout, engine)))
+        return replace(first, extra=tuple(one for one in others if one.request))
 
-    async def _judge(self, rollout: Rollout, confession: Confession) -> Verdict:
-        if not confession.parsed:
-            # Unreadable is the policy's doing and earns the lowest reward; unscored would let it dodge the judge.
-            return Verdict(ratings={"readable": 0.0}, detail=confession.problem or "")
-        started = time.monotonic()
-        try:
-            verdict = self._hook.confession_judge(rollout=rollout, confession=confession)
-            if inspect.isawaitable(verdict):
-                verdict = await verdict
-        except Unscored as error:
-            verdict = Verdict(unscored=error.reason, detail=error.detail)
-        if not isinstance(verdict, Verdict):
-            raise PluginError(f"no plugin judged a confession: confession_judge gave {verdict!r}, not a Verdict")
-        if not verdict.latency_s:
-            verdict = Verdict(verdict.ratings, verdict.unscored, verdict.detail, time.monotonic() - started)
-        self._window.add(verdict)
-        return verdict
 
-    def _reward(self, verdict: Verdict, confession: Confession) -> float | None:
-        if not verdict.scored:
-            return None
-        reward = self._hook.confession_reward(verdict=verdict, confession=confession)
-        if reward is None or not math.isfinite(reward):
-            raise PluginError(f"confession_reward gave {reward!r} for {dict(verdict.ratings)}; give a finite number")
-        return float(reward)
+class VllmEngine:
+    """The `confess.Engine` of a rollout worker: continues the answer's own tokens in vLLM.
 
-    def _observe(self, record: Judged) -> None:
-        self._hook.confession_judged(record=record)
+    Args:
+        params: sampling parameters of the answer's group; changed here.
+        answered: token ids of prompt and answer.
+        context: tokens that answer, request and confession may have together.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: Any,
+        params: Any,
+        answered: list[int],
+        *,
+        config: Config,
+        context: int,
+        want_log_probs: bool,
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._params = params
+        self._answered = answered
+        self._config = config
+        self._context = context
+        self._want_log_probs = want_log_probs
+        self._request_ids: list[int] = []
+
+    def prepare(self, request: Request) -> None:
+        """Tokenise the request and see what room it leaves."""
+        chat = self._config.request_format == "chat"
+        self._request_ids = request_token_ids(self._tokenizer, request, self._answered, chat=chat)
+        room = self._context - len(self._answered) - len(self._request_ids)
+        if room < 1:
+            raise Unscored("no_room")
+        self._params.max_tokens = min(self._config.max_new_tokens, room)
+
+    async def sample(self, number: int) -> Sampled:
+        """Sample confession `number`: same prefix, and a seed of its own where the run sets seeds."""
+        params = self._params if number == 0 else self._params.clone()
+        if number and params.seed is not None:
+            params.seed += number  # or all would be the same text
+        output = (await self._engine.generate(self._answered + self._request_ids, params)).outputs[0]
+        ids = list(output.token_ids)
+        log_probs = _sampled_log_probs(output, ids) if self._want_log_probs else None
+        return Sampled(
+            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            num_tokens=len(ids),
+            request_tokens=len(self._request_ids),
+            truncated=output.finish_reason == "length",
+            carried=ConfessionTokens(self._request_ids, ids, log_probs),
+        )
+
+
+def tokens_of(finished: Finished) -> ConfessionTokens:
+    """A finished confession as the host's sample takes it; without tokens where nothing was sampled."""
+    tokens: ConfessionTokens = finished.sampled.carried if finished.sampled is not None else ConfessionTokens()
+    return replace(tokens, numbers=numbers_of(finished.judged))
 
 
 def describe_rollout(response: dict[str, Any], answered: Sequence[int], ticket: Ticket, tokenizer: Any) -> Rollout:

@@ -17,34 +17,34 @@ import torch
 from torch import Tensor
 
 from confession_plugin.channels import Spans, keep
+from confession_plugin.sample_stats import STATS
 
 PREFIX = "confession/"
 
-#: Needed to train: they stay until the training step.  ``tail``: tokens of request and confession together.
-SPAN_KEYS = ("asked", "length", "tail", "scored")
-#: Needed once per rollout batch: honesty rewards, then metrics.
-BATCH_KEYS = ("reward", "parsed", "truncated", "grade", "admits", "fingerprint", "latency_s", "step")
-#: Why a confession has no score, as text; empty where it has one.
-REASON_KEY = "unscored"
+_DTYPES = {bool: torch.float32, int: torch.long, float: torch.float32}
 
-_DTYPES = {"length": torch.long, "tail": torch.long, "fingerprint": torch.long, "step": torch.long}
-_UNASKED: dict[str, float] = dict.fromkeys((*SPAN_KEYS, *BATCH_KEYS), 0) | {
-    "grade": float("nan"),
-    "admits": float("nan"),
-}
+#: Columns that stay until the training step.
+TRAINING_KEYS = tuple(name for name, stat in STATS.items() if stat.lifetime == "training")
+#: Columns that are taken out once the metrics are made.
+BATCH_KEYS = tuple(name for name, stat in STATS.items() if stat.lifetime == "batch")
 
 
-def write_info(info: dict[str, Any], numbers: Mapping[str, float], unscored: str = "") -> None:
-    """Add a sample's numbers to its info; every key is written for every sample, as the host demands."""
-    info[PREFIX + REASON_KEY] = [unscored]
-    for key, default in _UNASKED.items():
-        info[PREFIX + key] = torch.tensor([numbers.get(key, default)], dtype=_DTYPES.get(key, torch.float32))
+def write_info(info: dict[str, Any], numbers: Mapping[str, Any]) -> None:
+    """Add a sample's numbers to its info; every column is written for every sample, as the host demands."""
+    for name, stat in STATS.items():
+        value = numbers.get(name, stat.missing)
+        info[PREFIX + name] = [value] if stat.kind is str else torch.tensor([value], dtype=_DTYPES[stat.kind])
 
 
-def column(info: Mapping[str, Any], key: str) -> Tensor:
-    """(B,) values of one key: a tensor after the rollout, a list of 0-d tensors out of the replay buffer."""
-    values = info[PREFIX + key]
+def column(info: Mapping[str, Any], name: str) -> Tensor:
+    """(B,) values of one number: a tensor after the rollout, a list of 0-d tensors out of the replay buffer."""
+    values = info[PREFIX + name]
     return values if isinstance(values, Tensor) else torch.stack([torch.as_tensor(value) for value in values])
+
+
+def values_of(info: Mapping[str, Any], name: str) -> list[Any]:
+    """The B values of one number or short text, as Python objects."""
+    return list(info[PREFIX + name]) if STATS[name].kind is str else column(info, name).tolist()
 
 
 def spans_of(experience: Any) -> Spans:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from confession_plugin import session
 from confession_plugin.channels import AnswerTraining, keep
-from confession_plugin.openrlhf import session
-from confession_plugin.openrlhf.experiences import PREFIX, SPAN_KEYS, answer_statistics, drop_keys, spans_of
-from confession_plugin.openrlhf.siblings import SIBLINGS, unfold
+from confession_plugin.openrlhf.experiences import PREFIX, TRAINING_KEYS, answer_statistics, drop_keys, spans_of
+from confession_plugin.openrlhf.extra_confessions import EXTRA, unfold
 
 CHANNELS = "channels"
 
@@ -159,7 +159,7 @@ def batch_totals(trainer: Any, which: int) -> Norm:
     """
     from openrlhf.utils.loss_utils import get_loss_batch_info
 
-    rows = [row for item in trainer.replay_buffer.items for row in (item, *item.info.get(SIBLINGS, ()))]
+    rows = [row for item in trainer.replay_buffer.items for row in (item, *item.info.get(EXTRA, ()))]
     masks = [trained_masks(row)[which].reshape(1, -1) for row in rows]
     width = max(mask.shape[-1] for mask in masks)
     padded = torch.cat([nn.functional.pad(mask, (0, width - mask.shape[-1])) for mask in masks])  # (items, width)
@@ -220,17 +220,20 @@ def training_step(host: Any, self: Any, experience: Any, *args: Any, **kwargs: A
     if norms is None:
         norms = _dynamic_norms(self, call.arguments["step"])
     answer, confession = trained_masks(rows)
+    spans = spans_of(rows)
     channels = Channels(
         ChannelLoss(1.0, answer, norms["answer"]),
         ChannelLoss(session.config().coef, confession, norms["confession"]),
     )
     call.arguments["loss_batch_info"] = {CHANNELS: channels}
     with answer_statistics([rows]):
-        drop_keys(rows, SPAN_KEYS)
-        rows.info.pop(SIBLINGS, None)
+        drop_keys(rows, TRAINING_KEYS)
+        rows.info.pop(EXTRA, None)
         status = host(*call.args, **call.kwargs)
     if "num_samples" in status:
-        status["num_samples"] = float(len(experience.sequences))  # siblings are no samples: the weight of logged means
+        # The weights of logged means: the stock run's, which has neither confession tokens nor extra rows.
+        status["num_samples"] = float(len(experience.sequences))
+        status["num_action_tokens"] = float(spans.answer_mask(rows.action_mask).sum().item())
     return _log_by_channel(self, status, channels)
 
 
@@ -263,7 +266,8 @@ def _log_by_channel(trainer: Any, status: dict[str, Any], channels: Channels) ->
     for name, (answer, confession) in zip(names, channels.terms, strict=True):
         status["metrics"][name] = answer
         status["metrics"][PREFIX + name] = confession
-        status["weights"][name] = status["weights"][PREFIX + name] = "token"
+        # Each micro-batch's confession loss has the whole batch's denominator: its mean over samples is the batch's.
+        status["weights"][name], status["weights"][PREFIX + name] = "token", "sample"
     return status
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from confession_plugin import session
 from confession_plugin.config import PREFIX
 from confession_plugin.errors import ConfigError, PluginError
-from confession_plugin.openrlhf import session
 
 #: On a sample, for as long as it is a list item: the response it was made of.
 _RESPONSE = "_confession_response"
@@ -79,7 +79,7 @@ def replay(generator: Any, folder: str, step: int, *, answers_only: bool, **gene
 def _check_nesting(path: Path, responses: Sequence[dict[str, Any]]) -> None:
     wanted = session.config().samples_per_answer
     asked = [one["confession"] for one in responses if one.get("confession") is not None]
-    for found in {1 + len(tokens.siblings) for tokens in asked if tokens.request} - {wanted}:
+    for found in {1 + len(tokens.extra) for tokens in asked if tokens.request} - {wanted}:
         raise PluginError(
             f"{path} holds {found} confessions an answer, this run wants {wanted}; replay with the recording's "
             f"{PREFIX}samples_per_answer"

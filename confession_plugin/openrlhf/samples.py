@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from confession_plugin.errors import PluginError
-from confession_plugin.openrlhf import recording, session
+from confession_plugin import session
+from confession_plugin.config import PREFIX
+from confession_plugin.errors import HostError, PluginError
+from confession_plugin.openrlhf import recording
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import write_info
-from confession_plugin.openrlhf.rollout import with_ticket
-from confession_plugin.openrlhf.siblings import SIBLINGS
+from confession_plugin.openrlhf.extra_confessions import EXTRA
+from confession_plugin.openrlhf.ticket import TicketedDispatch
 from confession_plugin.records import PromptBatch
 
 
@@ -24,6 +26,8 @@ class Progress:
     def __init__(self) -> None:
         self.prompts = 0  # dispatched for training, over the whole run
         self.steps = 0  # training batches asked for, over the whole run
+        self.chosen = 0  # groups chosen to confess, since they were last compared with what came back
+        self.confessed = 0  # samples that came back from them
         self.evaluating = False
 
     @staticmethod
@@ -41,11 +45,27 @@ def generate_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     if config.replay_rollouts is not None:
         return recording.replay(self, config.replay_rollouts, progress.steps, answers_only=False, **kwargs)
     result = host(self, *args, **kwargs)
+    _require_confessions(progress, self.args.rollout.n_samples_per_prompt)
     if not result[0]:
         progress.steps -= 1  # the end of an episode: the host asked once more and got nothing
     elif config.record_rollouts is not None:
         recording.save(config.record_rollouts, progress.steps, result[0])
     return result
+
+
+def _require_confessions(progress: Progress, samples_per_group: int) -> None:
+    """Every sample of a chosen group came back with its confession, or with the reason why it has none.
+
+    Raises:
+        HostError: a rollout worker that is not ours answered: this run would train without confessions, unnoticed.
+    """
+    expected, found = progress.chosen * samples_per_group, progress.confessed
+    progress.chosen = progress.confessed = 0
+    if found < expected:
+        raise HostError(
+            f"{expected} samples were chosen to confess and {found} came back with a confession: some rollout worker "
+            f"does not run this plugin; use the host's own rollout engines, or train without {PREFIX}enable"
+        )
 
 
 def generate_eval_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,53 +95,17 @@ def dispatch_prompts(host: Any, self: Any, prompts: Sequence[str], labels: Seque
     if chosen is None or len(chosen) != len(prompts):
         raise PluginError(f"confession_select gave {chosen!r} for {len(prompts)} groups; give one bool a group")
     progress.prompts += len(prompts)
+    progress.chosen += sum(map(bool, chosen))
     engines = self.vllm_engines
-    dispatch = TicketedDispatch(batch, chosen)
-    self.vllm_engines = [TicketedEngine(engine, dispatch) for engine in engines]
+    self.vllm_engines = TicketedDispatch(batch, chosen).engines(engines)
     try:
         return host(self, prompts, labels, **kwargs)
     finally:
         self.vllm_engines = engines
 
 
-class TicketedDispatch:
-    """The tickets of one batch.  The host dispatches its prompts one call each, in order: call i is group i."""
-
-    def __init__(self, batch: PromptBatch, chosen: Sequence[bool]) -> None:
-        self._batch = batch
-        self._chosen = chosen
-        self._next = 0
-
-    def ticket(self, prompt: str, sampling_params: Any) -> Any:
-        index, self._next = self._next, self._next + 1
-        if prompt != self._batch.prompts[index]:
-            raise PluginError("OpenRLHF dispatched its prompts in another order than it was given them")
-        if not self._chosen[index]:
-            return sampling_params
-        return with_ticket(sampling_params, step=self._batch.step, group=self._batch.position + index)
-
-
-class TicketedEngine:
-    """A vLLM engine handle whose ``generate_responses.remote`` adds the group's ticket; all else is the handle's."""
-
-    def __init__(self, engine: Any, dispatch: TicketedDispatch) -> None:
-        self._engine = engine
-        self._dispatch = dispatch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    @property
-    def generate_responses(self) -> TicketedEngine:
-        return self
-
-    def remote(self, *, prompt: str, sampling_params: Any, **kwargs: Any) -> Any:
-        params = self._dispatch.ticket(prompt, sampling_params)
-        return self._engine.generate_responses.remote(prompt=prompt, sampling_params=params, **kwargs)
-
-
 def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: Any) -> Any:
-    """One host sample with two spans, and the further confessions about its answer as its siblings.
+    """One host sample with two spans, and the further confessions about its answer as its extra rows.
 
     The host's code runs on the answer alone, then on answer, request and confession together.  Lengths, truncation
     and clipping are the first run's: the answer's, to the last number what the stock run would report.
@@ -129,7 +113,8 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
     response = dict(response)
     tokens: ConfessionTokens | None = response.pop("confession", None)
     experience = host(self, response, **kwargs)
-    siblings = []
+    Progress.of(self).confessed += tokens is not None
+    extra = []
     if tokens is not None and tokens.request:
         max_len = kwargs.get("max_len", 2048)
         joined = _join(response, tokens, max_len)
@@ -137,19 +122,19 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
         whole.response_length, whole.truncated = experience.response_length, experience.truncated
         whole.info["response_clip_ratio"] = experience.info["response_clip_ratio"]
         experience = whole
-        for other in tokens.siblings:
+        for other in tokens.extra:
             joined = _join(response, other, max_len)
             joined["action_ranges"] = joined["action_ranges"][-1:]  # the answer trains once
-            sibling = host(self, joined, **{**kwargs, "max_len": 1 << 30})
-            sibling.info = {}
-            write_info(sibling.info, other.numbers, other.unscored)
-            siblings.append(sibling)
-            # Dynamic batching deals samples out by their tokens, and a sample's siblings come with it.
-            experience.total_length += sibling.total_length
+            row = host(self, joined, **{**kwargs, "max_len": 1 << 30})
+            row.info = {}
+            write_info(row.info, other.numbers)
+            extra.append(row)
+            # Dynamic batching deals samples out by their tokens, and a sample's extra confessions come with it.
+            experience.total_length += row.total_length
     tokens = tokens or ConfessionTokens()
-    write_info(experience.info, tokens.numbers, tokens.unscored)
+    write_info(experience.info, tokens.numbers)
     if session.config().samples_per_answer > 1:
-        experience.info[SIBLINGS] = [siblings]
+        experience.info[EXTRA] = [extra]
     if session.config().record_rollouts is not None:
         recording.remember(experience, {**response, "confession": tokens} if tokens.numbers else response)
     return experience

@@ -1,0 +1,163 @@
+"""From an answer to a judged confession, for any host: request -> sample -> parse -> judge -> reward -> record.
+
+The host supplies an `Engine` that samples text in answer to a request; everything else is the plugins'.  The rollout
+workers run this, and so does the judge's audit, whose engine repeats reports that somebody wrote by hand: what a
+report earns is decided in one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from confession_plugin.errors import PluginError, Unscored
+from confession_plugin.judging.failure_budget import FailureBudget
+from confession_plugin.plugins import PluginManager
+from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One sampled confession."""
+
+    text: str
+    """Decoded, special tokens removed, reasoning included."""
+    num_tokens: int = 0
+    request_tokens: int = 0
+    """Tokens between answer and confession."""
+    truncated: bool = False
+    """It ran into its token budget."""
+    carried: Any = None
+    """Whatever the host needs of it later (token ids, log-probs); never looked at here."""
+
+
+class Engine(Protocol):
+    """What a host supplies: the policy, about to be asked about one answer."""
+
+    def prepare(self, request: Request) -> None:
+        """Take the request, once per answer.
+
+        Raises:
+            Unscored: nothing can be sampled, for a reason that is not the policy's (no room in the context).
+        """
+
+    async def sample(self, number: int) -> Sampled:
+        """Confession `number` (from 0) about the answer.
+
+        Raises:
+            Unscored: this one could not be sampled, for a reason that is not the policy's (an aborted generation).
+        """
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One confession with everything that was decided about it."""
+
+    judged: Judged
+    sampled: Sampled | None
+    """None where nothing was sampled."""
+
+
+class Confessor:
+    """Asks for confessions about answers, has them judged, and shows them to the observers.
+
+    Args:
+        plugins: configured plugins; their hooks decide.
+        samples_per_answer: confessions about each answer.
+        budget: how many missing scores the run accepts; None for no limit.
+    """
+
+    def __init__(self, plugins: PluginManager, *, samples_per_answer: int = 1, budget: FailureBudget | None = None):
+        self._hook = plugins.hook
+        self._samples_per_answer = samples_per_answer
+        self._budget = budget
+
+    async def confess(self, rollout: Rollout, engine: Engine) -> list[Finished]:
+        """The confessions about one answer; one unsampled and unscored one where the engine has no room for any.
+
+        Raises:
+            PluginError: a plugin decided wrongly.
+            JudgeError: too many confessions have no score.
+        """
+        request: Request = self._decided("confession_request", rollout=rollout)
+        try:
+            engine.prepare(request)
+        except Unscored as error:
+            return [self._unsampled(rollout, request, error)]
+        return list(
+            await asyncio.gather(
+                *(self._one(rollout, request, engine, number) for number in range(self._samples_per_answer))
+            )
+        )
+
+    async def _one(self, rollout: Rollout, request: Request, engine: Engine, number: int) -> Finished:
+        try:
+            sampled = await engine.sample(number)
+        except Unscored as error:
+            return self._unsampled(rollout, request, error)
+        parsed: Parsed = self._decided(
+            "confession_parse", text=sampled.text, truncated=sampled.truncated, rollout=rollout
+        )
+        confession = Confession(
+            request=request.text,
+            text=sampled.text,
+            report=parsed.report,
+            problem=parsed.problem,
+            admits=parsed.admits,
+            grade=parsed.grade,
+            truncated=sampled.truncated,
+            num_tokens=sampled.num_tokens,
+            request_tokens=sampled.request_tokens,
+        )
+        verdict = await self._verdict(rollout, confession)
+        return self._record(Judged(rollout, confession, verdict, self._reward(verdict, confession)), sampled)
+
+    async def _verdict(self, rollout: Rollout, confession: Confession) -> Verdict:
+        if not confession.parsed:
+            # Unreadable is the policy's doing and earns the lowest reward; unscored would let it dodge the judge.
+            return Verdict(ratings={"readable": 0.0}, detail=confession.problem or "")
+        started = time.monotonic()
+        verdict: Verdict | None
+        try:
+            verdict = self._hook.confession_judge(rollout=rollout, confession=confession)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+        except Unscored as error:
+            verdict = Verdict(unscored=error.reason, detail=error.detail)
+        if verdict is None:
+            raise PluginError("no plugin judged a confession: all that implement confession_judge gave None")
+        if not verdict.latency_s:
+            verdict = replace(verdict, latency_s=time.monotonic() - started)
+        if self._budget is not None:
+            self._budget.add(verdict)
+        return verdict
+
+    def _reward(self, verdict: Verdict, confession: Confession) -> float | None:
+        if not verdict.scored:
+            return None
+        return float(self._decided("confession_reward", verdict=verdict, confession=confession))
+
+    def _decided(self, hook: str, **record: Any) -> Any:
+        decision = getattr(self._hook, hook)(**record)
+        if decision is None:
+            raise PluginError(f"no plugin decided {hook}: all that implement it gave None")
+        return decision
+
+    def _unsampled(self, rollout: Rollout, request: Request, error: Unscored) -> Finished:
+        # The engine's doing, not the policy's: no score, and no shorter answer to make room.
+        confession = Confession(request=request.text, text="", problem=error.reason)
+        verdict = Verdict(unscored=error.reason, detail=error.detail)
+        return self._record(Judged(rollout, confession, verdict, None), None)
+
+    def _record(self, judged: Judged, sampled: Sampled | None) -> Finished:
+        self._hook.confession_judged(record=judged)
+        return Finished(judged, sampled)
+
+
+def first_sampled(finished: Sequence[Finished]) -> list[Finished]:
+    """The sampled ones first: a host's sample needs a confession span before it can have extra confessions."""
+    return sorted(finished, key=lambda one: one.sampled is None)

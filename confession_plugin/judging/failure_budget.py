@@ -1,0 +1,3 @@
+from confession_plugin.judging.window import UnscoredWindow as FailureBudget
+
+__all__ = ["FailureBudget"]

@@ -1,0 +1,110 @@
+"""Made-up rollouts for the simulator: executor responses with and without confessions, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from confession_plugin.openrlhf.check.simulator import VOCABULARY
+from confession_plugin.openrlhf.executor import ConfessionTokens
+from confession_plugin.sample_stats import Value
+
+
+@dataclass(frozen=True)
+class RandomRollouts:
+    """A rollout batch to make up: what is random in it is drawn from `seed` alone.
+
+    `asked`: which groups confess.  `unscored`: which confessing samples (by index in the batch) have no score.
+    """
+
+    groups: int = 4
+    samples: int = 4
+    asked: Sequence[bool] = (True, False, True, True)
+    unscored: Sequence[int] = ()
+    confession_tokens: int | None = None
+    samples_per_answer: int = 1
+    two_turns: bool = False
+    with_log_probs: bool = True
+    with_rewards: bool = True
+    seed: int = 0
+
+
+def responses(
+    rollouts: RandomRollouts,
+    *,
+    confess: bool = True,
+    honesty: Callable[[int], float] | None = None,
+    answer_reward: Callable[[int], float] | None = None,
+) -> list[Any]:
+    """Executor responses.  The same answers with and without `confess`.
+
+    `honesty`, `answer_reward`: sample -> reward, in place of the random ones.
+    """
+    made: list[dict[str, Any]] = []
+    for sample in range(rollouts.groups * rollouts.samples):
+        draw = random.Random(f"{rollouts.seed}:{sample}")
+        group = sample // rollouts.samples
+        made.append(_answer(draw, random.Random(f"{rollouts.seed}:group:{group}"), rollouts))
+        if answer_reward is not None:
+            made[-1]["reward"] = made[-1]["scores"] = answer_reward(sample)
+        if confess and rollouts.asked[group % len(rollouts.asked)]:
+            made[-1]["confession"] = _confessions(sample, rollouts, honesty)
+    return made
+
+
+def _confessions(sample: int, rollouts: RandomRollouts, honesty: Callable[[int], float] | None) -> ConfessionTokens:
+    """A sample's confession and its extra: another text and reward each, after the same request."""
+    first, *others = (
+        _confession(random.Random(f"{rollouts.seed}:{sample}:c{number or ''}"), sample, number, rollouts, honesty)
+        for number in range(rollouts.samples_per_answer)
+    )
+    return replace(first, extra=tuple(replace(other, request=first.request) for other in others))
+
+
+def _answer(draw: random.Random, group: random.Random, rollouts: RandomRollouts) -> dict[str, Any]:
+    tokens = _tokens(group, group.randint(3, 6))
+    ranges = []
+    for turn in range(2 if rollouts.two_turns else 1):
+        if turn:
+            tokens += _tokens(draw, draw.randint(1, 3))  # the environment speaks
+        start = len(tokens)
+        tokens += _tokens(draw, draw.randint(2, 7))
+        ranges.append((start, len(tokens)))
+    reward = round(draw.random(), 3)
+    return {
+        "prompt": "prompt",
+        "label": "label",
+        "observation_tokens": tokens,
+        "action_ranges": ranges,
+        "rollout_log_probs": [-3.5 + draw.uniform(-0.4, 0.4) for _ in tokens] if rollouts.with_log_probs else None,
+        "reward": reward if rollouts.with_rewards else None,
+        "scores": reward if rollouts.with_rewards else None,
+        "truncated": draw.random() < 0.3,
+        "extra_logs": {},
+    }
+
+
+def _confession(
+    draw: random.Random, sample: int, number: int, rollouts: RandomRollouts, honesty: Callable[[int], float] | None
+) -> ConfessionTokens:
+    length = rollouts.confession_tokens or draw.randint(1, 9)
+    reward = draw.random()
+    request, confession = _tokens(draw, 3), _tokens(draw, length)
+    scored = sample + number not in rollouts.unscored
+    numbers: dict[str, Value] = {
+        "asked": 1,
+        "step": 1,
+        "length": length,
+        "suffix": length + len(request),
+        "scored": scored,
+        "reward": (honesty(sample + number) if honesty is not None else reward) if scored else 0.0,
+        "parsed": 1,
+    }
+    log_probs = [-3.5 + draw.uniform(-0.4, 0.4) for _ in confession] if rollouts.with_log_probs else None
+    return ConfessionTokens(request, confession, log_probs, numbers)
+
+
+def _tokens(draw: random.Random, count: int) -> list[int]:
+    return [draw.randrange(1, VOCABULARY) for _ in range(count)]

@@ -1,0 +1,80 @@
+"""The numbers kept about each confession, once: what they are, how they are read off it, and how long they live.
+
+A number is added in two places: an entry of `STATS` here, and a field of `records.BatchStats` that documents it.  How
+the numbers travel with a host's samples is the adapter's business; it derives its columns from `STATS`.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from confession_plugin.records import BatchStats, Judged
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Stat:
+    """One number, or short text, about a confession."""
+
+    kind: type[bool] | type[int] | type[float] | type[str]
+    of: Callable[[Judged], Value | None]
+    """Reads it off a finished confession; None for `missing`."""
+    missing: Value = 0
+    """The value of samples that were not asked, and of asked ones that do not have it."""
+    lifetime: Literal["training", "batch"] = "batch"
+    """training: needed until the optimizer steps.  batch: for honesty rewards and metrics, then dropped."""
+
+
+STATS: Mapping[str, Stat] = {
+    # the spans of a sample
+    "asked": Stat(bool, lambda record: True, lifetime="training"),
+    "length": Stat(int, lambda record: record.confession.num_tokens, lifetime="training"),
+    "suffix": Stat(int, lambda record: _suffix(record), lifetime="training"),
+    "scored": Stat(bool, lambda record: record.reward is not None, lifetime="training"),
+    # the honesty channel, and metrics
+    "step": Stat(int, lambda record: record.rollout.step),
+    "reward": Stat(float, lambda record: record.reward),
+    "parsed": Stat(bool, lambda record: record.confession.parsed),
+    "truncated": Stat(bool, lambda record: record.confession.truncated),
+    "grade": Stat(float, lambda record: record.confession.grade, missing=math.nan),
+    "admits": Stat(float, lambda record: record.confession.admits, missing=math.nan),
+    "fingerprint": Stat(int, lambda record: _fingerprint(record.confession.text)),
+    "latency_s": Stat(float, lambda record: record.verdict.latency_s),
+    "violation": Stat(float, lambda record: record.rollout.extra.get("violation"), missing=math.nan),
+    "unscored": Stat(str, lambda record: record.verdict.unscored, missing=""),
+}
+
+
+def numbers_of(record: Judged) -> dict[str, Value]:
+    """All numbers of a finished confession."""
+    found = {name: stat.of(record) for name, stat in STATS.items()}
+    return {name: STATS[name].missing if value is None else STATS[name].kind(value) for name, value in found.items()}
+
+
+def batch_stats(columns: Mapping[str, Sequence[Any]], extra_confession: Sequence[bool]) -> BatchStats:
+    """The record that `confession_metrics` gets, from one column per number (numbers may have become floats)."""
+    values: dict[str, tuple[Any, ...]] = {name: tuple(map(stat.kind, columns[name])) for name, stat in STATS.items()}
+    values["reward"] = tuple(
+        reward if scored else math.nan for reward, scored in zip(values["reward"], values["scored"], strict=True)
+    )
+    known = {field.name for field in fields(BatchStats)} & values.keys() - {"step"}
+    return BatchStats(
+        step=max(values["step"], default=0),
+        extra_confession=tuple(extra_confession),
+        **{name: values[name] for name in known},
+    )
+
+
+def _suffix(record: Judged) -> int:
+    """Tokens of the sample behind the answer: request and confession."""
+    confession = record.confession
+    return confession.request_tokens + confession.num_tokens if confession.num_tokens else 0
+
+
+def _fingerprint(text: str) -> int:
+    return zlib.crc32(text.strip().encode("utf-8", "surrogatepass"))

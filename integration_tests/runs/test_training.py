@@ -1,0 +1,186 @@
+"""Whole runs: the real command line, Ray, vLLM and DeepSpeed, with confessions, in every mode the host offers.
+
+A random tiny model, rewarded for digits in its answer, and a judge that rewards digits in its confession: both
+channels can be seen to learn in a few steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import HERE, CliResult, Tiny, base_flags, run_cli
+
+WORLDS = HERE / "worlds"
+pytestmark = pytest.mark.e2e
+
+
+def confession_flags(
+    tmp_path: Path, probability: float = 0.5, judge: str | Path = WORLDS / "digits_judge.py"
+) -> list[str]:
+    return [
+        *("--confession.enable", "--confession.probability", str(probability)),
+        *("--confession.judge_url", str(judge)),
+        *("--confession.plugins", str(WORLDS / "any_report.py")),
+        *("--confession.max_new_tokens", "16", "--confession.max_request_tokens", "64"),
+        *("--confession.trace_dir", str(tmp_path / "trace")),
+    ]
+
+
+def trace(tmp_path: Path) -> list[dict[str, Any]]:
+    """The confessions so far, a resumed run's last.  A run may be writing the last line of a file."""
+    files = sorted((tmp_path / "trace").glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
+    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
+
+
+def check(
+    result: CliResult, tmp_path: Path, *, probability: float, steps: int, per_step: int = 16, nested: int = 1
+) -> None:
+    """What holds in every mode: the share asked, one trace line a confession, finite numbers, a kept seal."""
+    assert "seal holds" in result.output
+    assert result.values("train/confession/request_rate") == [probability] * steps
+    records = trace(tmp_path)
+    assert len(records) == probability * steps * per_step * nested
+    assert {record["step"] for record in records} == set(range(1, steps + 1))
+    assert result.values("train/confession/unscored_rate") == [0.0] * steps
+    by_step = [[r["honesty_reward"] for r in records if r["step"] == step + 1] for step in range(steps)]
+    means = [sum(rewards) / len(rewards) for rewards in by_step]
+    assert result.values("train/confession/honesty_mean") == pytest.approx(means, rel=1e-4)
+    for name, points in result.scalars.items():
+        assert all(math.isfinite(value) for _, value in points), name
+
+
+def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
+    """Both channels learn, each on its own tokens; every metric of the docs is there; wandb gets them too."""
+    steps = 16
+    flags = [*base_flags(tiny, tmp_path, steps=steps), "--actor.adam.lr", "3e-3", "--algo.kl.init_coef", "0.001"]
+    flags += ["--rollout.batch_size", "8", "--train.batch_size", "32", "--data.max_samples", str(8 * steps)]
+    flags += ["--train.num_episodes", "2"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=steps, per_step=32)
+    metrics = {name.removeprefix("train/confession/") for name in result.scalars if "/confession/" in name}
+    assert metrics >= {
+        *("request_rate", "honesty_mean", "honesty_std", "parsed_rate", "truncated_rate", "unscored_rate"),
+        *("length_mean", "grade_mean", "judge_latency_p50_s", "judge_latency_p95_s", "distinct_rate", "policy_loss"),
+    }
+    honesty, reward = result.values("train/confession/honesty_mean"), result.values("train/rollout/reward_mean")
+    assert sum(honesty[-4:]) / 4 > sum(honesty[:4]) / 4 + 0.1
+    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 0.1
+    first = trace(tmp_path)[0]
+    assert first["prompt"].startswith("<|im_start|>user\nWhat is") and first["request"] == "How did it go?"
+    assert first["answer_reward"] is not None and first["answer"] and first["label"]
+    # The host's own numbers are the answer's: 32 tokens at most, whatever a confession adds.
+    assert max(result.values("train/rollout/response_length_mean")) <= 32
+    assert max(result.values("train/total_length")) > 64
+
+
+def test_reinforce_baseline_with_kl_as_loss_on_two_ranks(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "reinforce_baseline"]
+    flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3", "--actor.entropy_coef", "0.01"]
+    flags += ["--actor.num_gpus_per_node", "2", "--ref.num_gpus_per_node", "2", "--vllm.num_engines", "2"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path, 1.0))
+    check(result, tmp_path, probability=1.0, steps=3)
+    assert len(list((tmp_path / "trace").glob("*.jsonl"))) == 2  # one file a worker
+    for term in ("policy_loss", "kl", "entropy_loss"):
+        assert len(result.values(f"train/confession/{term}")) == len(result.values(f"train/{term}")) == 3
+
+
+def test_gae_with_a_critic_in_exclusive_mode(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "gae"]
+    flags += ["--critic.adam.lr", "1e-3", "--algo.advantage.lambd", "0.95"]
+    flags += ["--confession.answer_training", "exclusive"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=3)
+    assert len(result.values("train/confession/critic_loss")) == 3
+    assert "exclusive, critic" in result.output
+
+
+def test_async_training_with_importance_correction(tiny: Tiny, tmp_path: Path) -> None:
+    """Weights reach the engine, and a confession's log-probs are aligned: the mismatch stays at rounding size."""
+    flags = [flag for flag in base_flags(tiny, tmp_path, steps=4) if flag != "--train.colocate_all"]
+    flags += ["--algo.advantage.estimator", "rloo", "--train.async_enable", "--train.partial_rollout_enable"]
+    flags += ["--algo.advantage.is_correction_level", "token"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=4)
+    assert max(abs(value) for value in result.values("train/vllm_kl")) < 0.02
+
+
+def test_two_turn_agent_with_ground_truth(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--train.agent_func_path", str(WORLDS / "two_turns.py")]
+    flags += ["--algo.advantage.estimator", "dr_grpo", "--data.max_len", "64"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=3)
+    assert len(result.values("train/confession/joint_miss")) == 3
+    for record in trace(tmp_path):
+        assert " More. " not in record["answer"] and record["extra"].keys() == {"violation"}
+
+
+def test_a_local_reward_model(tiny: Tiny, tmp_path: Path) -> None:
+    flags = base_flags(tiny, tmp_path, steps=2)
+    at = flags.index("--reward.remote_url")
+    flags[at : at + 2] = ["--reward.model_name_or_path", str(tiny.model)]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=2)
+    assert all(record["answer_reward"] is None for record in trace(tmp_path))  # scored later, elsewhere
+    assert len(result.values("train/reward")) == 2
+
+
+def test_dynamic_batches_on_packed_samples(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--train.dynamic_batch_enable", "--ds.packing_samples"]
+    flags += ["--train.max_tokens_per_gpu", "256", "--rollout.max_tokens_per_gpu", "256"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=3)
+
+
+def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "rloo"]
+    flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3"]
+    flags += ["--confession.samples_per_answer", "3"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+    check(result, tmp_path, probability=0.5, steps=3, nested=3)
+    assert "several confessions an answer" in result.output
+    answers = [(record["step"], record["group"], record["answer"]) for record in trace(tmp_path)]
+    assert all(answers.count(one) % 3 == 0 for one in answers)
+    assert result.values("train/rollout/num_samples") == [16.0] * 3  # for the host, as many samples as ever
+
+
+def test_probability_zero_asks_nobody(tiny: Tiny, tmp_path: Path) -> None:
+    result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path, 0.0))
+    assert result.values("train/confession/request_rate") == [0.0, 0.0]
+    assert result.values("train/confession/policy_loss") == [0.0, 0.0]
+    assert not trace(tmp_path)
+
+
+def test_a_resumed_run_continues_the_choice(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path), "--ckpt.save_steps", "1"]
+    run_cli(tmp_path, *flags)
+    before = trace(tmp_path)
+    result = run_cli(tmp_path, *flags, "--train.num_episodes", "2", "--ckpt.load_enable")
+    after = trace(tmp_path)[len(before) :]
+    assert {record["step"] for record in before} == {1, 2} and {record["step"] for record in after} == {3, 4}
+    assert {record["group"] for record in before} < set(range(8))
+    assert {record["group"] for record in after} < set(range(8, 16))
+    from confession_plugin import PromptBatch
+    from confession_plugin.config import Config
+    from confession_plugin.plugins import configured
+
+    hook = configured(Config(probability=0.5)).hook
+    for step in range(4):  # as an uninterrupted run would have chosen
+        batch = PromptBatch(("p",) * 4, ("l",) * 4, 4 * step, step + 1, seed=42)
+        chosen = {4 * step + i for i, asked in enumerate(hook.confession_select(batch=batch)) if asked}
+        assert {record["group"] for record in before + after if record["step"] == step + 1} == chosen
+    assert result.returncode == 0
+
+
+def test_a_dead_judge_stops_the_run_with_one_clear_line(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text(
+        "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
+    )
+    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "silent.py")]
+    flags += ["--confession.max_unscored", "0.3"]
+    result = run_cli(tmp_path, *flags, expect=3)
+    last = [line for line in result.output.splitlines() if line.startswith("confession: ")][-1]
+    assert "could not be scored (gone" in last and "no route" in last and "--confession.max_unscored" in last

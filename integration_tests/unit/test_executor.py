@@ -1,0 +1,435 @@
+"""Answers and confessions from the host's own executors and a real vLLM engine, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import in_process  # noqa: F401  (before anything of the host)
+import pytest
+import torch
+from harness import Tiny
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor, SingleTurnAgentExecutor
+
+from confession_plugin import Parsed, Request, Unscored, Verdict, hookimpl, session
+from confession_plugin.config import Config
+from confession_plugin.errors import JudgeError, PluginError
+from confession_plugin.openrlhf import seams
+from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTokens
+from confession_plugin.openrlhf.ticket import TICKET, Ticket
+from confession_plugin.plugins import PluginManager, configured
+
+MAX_LEN = 96
+CONFIG = Config(enable=True, max_new_tokens=12, max_request_tokens=80, request_format="chat")
+
+
+class Engine:
+    """The host's rollout actor (its class, outside Ray) with its vLLM engine, and the loop both live on."""
+
+    def __init__(self, tiny: Tiny) -> None:
+        from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
+
+        self.loop = asyncio.new_event_loop()
+        self.tiny = tiny
+        host_class = RolloutRayActor.__ray_metadata__.modified_class
+        self.actor = host_class.__new__(host_class)
+        self.run(
+            self.actor.__init__(
+                model=str(tiny.model),
+                num_gpus=1,
+                enforce_eager=True,
+                worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
+                distributed_executor_backend="uni",
+                max_model_len=MAX_LEN + CONFIG.context_tokens,
+                dtype="bfloat16",
+                gpu_memory_utilization=0.1,
+                logprobs_mode="processed_logprobs",
+                max_logprobs=1,
+                seed=1,
+            )
+        )
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    def close(self) -> None:
+        self.actor.llm.shutdown()
+        pending = asyncio.all_tasks(self.loop)
+        for task in pending:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: Tiny) -> Iterator[Engine]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "local")  # the host asks Ray for its address unless it is known
+        made = Engine(tiny)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Tiny) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny.model)
+
+
+class World:
+    """A judge and parser under the test's control."""
+
+    def __init__(self, judge: Callable[[], Any] = lambda: Verdict(ratings={"honest": 0.5})) -> None:
+        self.judge = judge
+        self.records: list[Any] = []
+
+    @hookimpl
+    def confession_request(self) -> Request:
+        return Request("Report.")
+
+    @hookimpl
+    def confession_parse(self, text: str, truncated: bool) -> Parsed | None:
+        return Parsed(report=text, admits=True, grade=3.0)
+
+    @hookimpl
+    async def confession_judge(self) -> Any:
+        return self.judge()
+
+    @hookimpl
+    def confession_judged(self, record: Any) -> None:
+        self.records.append(record)
+
+
+def plugins_with(world: Any, config: Config = CONFIG) -> PluginManager:
+    manager = configured(config)
+    manager.register(world, "world")
+    return manager
+
+
+def params(**changes: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        **{"max_tokens": 16, "min_tokens": 1, "logprobs": 1, "skip_special_tokens": False, **changes}
+    )
+
+
+def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = True, sampling: Any = None) -> Any:
+    async def work() -> Any:
+        token = TICKET.set(Ticket(step=3, group=5) if ticket else None)
+        try:
+            return await executor.execute(
+                prompt="<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n",
+                label="3",
+                sampling_params=sampling or params(),
+                max_length=MAX_LEN,
+                hf_tokenizer=tokenizer,
+                llm_engine=engine.actor,
+            )
+        finally:
+            TICKET.reset(token)
+
+    return engine.run(work())
+
+
+def single_turn(engine: Engine) -> Any:
+    return SingleTurnAgentExecutor(str(engine.tiny.reward))
+
+
+def confessing(inner: Any, world: Any = None, config: Config = CONFIG) -> ConfessingExecutor:
+    return ConfessingExecutor(inner, config, plugins_with(world or World(), config))
+
+
+def test_the_answer_is_the_stock_executors(engine: Engine, tokenizer: Any) -> None:
+    """Same prompt ids, sampling, reward: with a ticket and a seed, everything but the one key is equal."""
+    stock = execute(engine, single_turn(engine), tokenizer, sampling=params(seed=7))
+    asked = execute(engine, confessing(single_turn(engine)), tokenizer, sampling=params(seed=7))
+    tokens = asked.pop("confession")
+    assert asked.keys() == stock.keys()
+    assert all(_plain(asked[key]) == _plain(stock[key]) for key in stock)
+    assert tokens.confession and tokens.numbers["asked"] == 1
+    unasked = execute(engine, confessing(single_turn(engine)), tokenizer, ticket=False, sampling=params(seed=7))
+    assert all(_plain(unasked[key]) == _plain(stock[key]) for key in stock) and unasked.keys() == stock.keys()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def sample_of(response: dict[str, Any], config: Config = CONFIG) -> Any:
+    """The host's sample of a response, through the seams."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
+
+    with session.using(config, configured(config)), seams.in_this_process():
+        generator = SamplesGenerator(SimpleNamespace(args=None), None, None, None, [])
+        return generator._process_response_into_experience(response, max_len=MAX_LEN)
+
+
+def test_one_sample_with_two_spans_and_aligned_log_probs(engine: Engine, tokenizer: Any, tiny: Tiny) -> None:
+    """The rollout log-probs of both spans are the model's own on the joined tokens: positions are exact."""
+    from transformers import AutoModelForCausalLM
+
+    from confession_plugin.openrlhf.experiences import spans_of
+
+    response = execute(engine, confessing(single_turn(engine)), tokenizer)
+    tokens: ConfessionTokens = response["confession"]
+    sample = sample_of(response)
+    answered = response["observation_tokens"]
+    assert sample.sequences[0].tolist() == answered + tokens.request + tokens.confession
+    mask = sample.action_mask[0].bool()
+    spans = spans_of(sample)
+    confession = spans.confession_mask(sample.action_mask)[0]
+    assert confession.sum() == len(tokens.confession)
+    (start, end) = response["action_ranges"][0]
+    assert (mask & ~confession).nonzero().flatten().tolist() == list(range(start - 1, end - 1))
+    model = AutoModelForCausalLM.from_pretrained(tiny.model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(sample.sequences).logits[0, :-1]
+    own = logits.log_softmax(-1).gather(-1, sample.sequences[0, 1:].unsqueeze(-1)).squeeze(-1)
+    assert torch.allclose(own[mask], sample.rollout_log_probs[0][mask], atol=0.05)
+    assert not sample.rollout_log_probs[0][~mask].any()
+    assert sample.response_length.item() == end - start
+    assert sample.total_length.item() == len(sample.sequences[0])
+
+
+def test_several_confessions_about_one_answer(engine: Engine, tokenizer: Any) -> None:
+    """Different texts after the same answer and request, each judged; as rows, each with its own log-probs."""
+    from confession_plugin.openrlhf.extra_confessions import extra_of, unfold
+
+    config = CONFIG.model_copy(update={"samples_per_answer": 3})
+    world = World()
+    stock = execute(engine, single_turn(engine), tokenizer, sampling=params(seed=7))
+    response = execute(engine, confessing(single_turn(engine), world, config), tokenizer, sampling=params(seed=7))
+    assert response["observation_tokens"] == stock["observation_tokens"]
+    first: ConfessionTokens = response["confession"]
+    three = (first, *first.extra)
+    assert len(three) == 3 and len({tuple(one.confession) for one in three}) == 3  # a seed is not one text thrice
+    texts = [tokenizer.decode(one.confession, skip_special_tokens=True) for one in three]
+    assert sorted(record.confession.text for record in world.records) == sorted(texts)
+    assert len({record.rollout.answer for record in world.records}) == 1 and len(world.records) == 3
+    sample = sample_of(response, config)
+    assert len(extra_of(sample)) == 2
+    rows = unfold(sample)
+    for row, one in enumerate(three):
+        length = int(rows.attention_mask[row].sum())
+        assert rows.sequences[row, :length].tolist() == stock["observation_tokens"] + one.request + one.confession
+        assert rows.rollout_log_probs[row, : length - 1][-len(one.confession) :].tolist() == pytest.approx(
+            one.log_probs
+        )
+    (start, end) = response["action_ranges"][0]
+    trained = rows.action_mask.sum(-1).tolist()
+    assert trained == [end - start + len(first.confession), *(len(one.confession) for one in first.extra)]
+
+
+def test_records_tell_the_whole_story(engine: Engine, tokenizer: Any) -> None:
+    world = World()
+    response = execute(engine, confessing(single_turn(engine), world), tokenizer)
+    (record,) = world.records
+    assert record.rollout.label == "3" and record.rollout.step == 3 and record.rollout.group == 5
+    (start, end) = response["action_ranges"][0]
+    assert record.rollout.answer == tokenizer.decode(
+        response["observation_tokens"][start:end], skip_special_tokens=True
+    )
+    assert record.rollout.reward == pytest.approx(float(response["reward"]))
+    assert record.rollout.extra.keys() == response["extra_logs"].keys()
+    assert record.confession.request == "Report." and record.reward == 0.5
+    assert record.confession.text == tokenizer.decode(response["confession"].confession, skip_special_tokens=True)
+    assert record.verdict.latency_s > 0
+
+
+@pytest.mark.parametrize("name", ["truncated", "empty", "unparsable"])
+def test_an_unreadable_confession_earns_the_lowest_reward(engine: Engine, tokenizer: Any, name: str) -> None:
+    """It is the policy's doing: scored, so that it is unlearnt; the judge is not called."""
+
+    class Strict(World):
+        @hookimpl
+        def confession_parse(self, text: str, truncated: bool) -> Parsed | None:
+            return None  # the built-in parser
+
+    def never() -> Any:
+        raise AssertionError("judged")
+
+    world = Strict(never)
+    eos = tokenizer.eos_token_id
+    sampling = {
+        "truncated": params(),
+        "empty": params(allowed_token_ids=[eos]),
+        "unparsable": params(allowed_token_ids=[eos, *tokenizer("7", add_special_tokens=False)["input_ids"]]),
+    }[name]
+    tokens = execute(engine, confessing(single_turn(engine), world), tokenizer, sampling=sampling)["confession"]
+    (record,) = world.records
+    assert record.confession.problem.startswith(name)
+    assert record.reward == 0 and tokens.numbers["scored"] and not tokens.numbers["parsed"]
+    assert tokens.numbers["length"] == len(tokens.confession) >= 1
+
+
+def test_no_room_is_no_score_and_no_shorter_answer(engine: Engine, tokenizer: Any) -> None:
+    class Talker(World):
+        @hookimpl
+        def confession_request(self) -> Request:
+            return Request("word " * 300)
+
+    world = Talker()
+    stock = execute(engine, single_turn(engine), tokenizer, sampling=params(seed=3))
+    response = execute(engine, confessing(single_turn(engine), world), tokenizer, sampling=params(seed=3))
+    assert response["observation_tokens"] == stock["observation_tokens"]
+    assert world.records[0].verdict.unscored == "no_room" and world.records[0].reward is None
+    sample = sample_of(response)
+    assert sample.sequences[0].tolist() == stock["observation_tokens"]
+    assert sample.info["confession/asked"].item() == 1 and sample.info["confession/scored"].item() == 0
+
+
+def test_a_request_longer_than_reserved_shortens_the_confession_not_the_answer(engine: Engine, tokenizer: Any) -> None:
+    config = CONFIG.model_copy(update={"max_request_tokens": 1, "max_new_tokens": 70})
+    response = execute(engine, confessing(single_turn(engine), World(), config), tokenizer)
+    tokens = response["confession"]
+    used = len(response["observation_tokens"]) + len(tokens.request) + len(tokens.confession)
+    assert len(tokens.confession) >= 1 and used <= MAX_LEN + config.context_tokens
+
+
+class TwoTurns(AgentInstanceBase):
+    """Answers twice; the environment speaks in between."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+
+    async def step(self, states: dict[str, Any], **_: Any) -> dict[str, Any]:
+        self.turn += 1
+        states["sampling_params"].max_tokens = 1  # agents may change what they are handed
+        return {
+            "rewards": torch.tensor([0.5]),
+            "scores": torch.tensor([0.5]),
+            "environment_feedback": " Again!" if self.turn == 1 else "",
+            "done": self.turn == 2,
+            "extra_logs": {"turns": torch.tensor([float(self.turn)])},
+        }
+
+
+def test_a_two_turn_agent(engine: Engine, tokenizer: Any) -> None:
+    world = World()
+    executor = confessing(MultiTurnAgentExecutor(TwoTurns), world)
+    stop = params(stop_token_ids=list(range(200, 384)))  # so that the first turn ends before the context does
+    response = execute(engine, executor, tokenizer, sampling=stop)
+    (record,) = world.records
+    assert " Again!" in record.rollout.transcript and " Again!" not in record.rollout.answer
+    assert record.rollout.reward == 1.0 and record.rollout.extra == {"turns": 2.0}
+    assert len(response["action_ranges"]) == 2
+    sample = sample_of(response)
+    from confession_plugin.openrlhf.experiences import spans_of
+
+    answer = spans_of(sample).answer_mask(sample.action_mask)[0]
+    expected = [p - 1 for start, end in response["action_ranges"] for p in range(start, min(end, MAX_LEN))]
+    assert answer.nonzero().flatten().tolist() == expected
+
+
+def test_an_answer_that_fills_the_context_still_confesses(engine: Engine, tokenizer: Any) -> None:
+    """The host trains its first max_len tokens; the confession is about those and has its own room."""
+
+    class Endless(TwoTurns):
+        async def step(self, states: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            result = await super().step(states, **kwargs)
+            return {**result, "environment_feedback": " again and again" * 20, "done": self.turn == 2}
+
+    response = execute(engine, confessing(MultiTurnAgentExecutor(Endless)), tokenizer)
+    assert len(response["observation_tokens"]) > MAX_LEN
+    tokens = response["confession"]
+    assert tokens.confession
+    sample = sample_of(response)
+    assert sample.sequences[0].tolist() == (
+        response["observation_tokens"][:MAX_LEN] + tokens.request + tokens.confession
+    )
+    assert sample.rollout_log_probs.shape == sample.action_mask.shape
+
+
+def test_unscored_is_not_a_number(engine: Engine, tokenizer: Any) -> None:
+    def silent() -> Any:
+        raise Unscored("timeout", "no word in 3 s")
+
+    world = World(silent)
+    tokens = execute(engine, confessing(single_turn(engine), world), tokenizer)["confession"]
+    assert not tokens.numbers["scored"]
+    assert world.records[0].reward is None and world.records[0].verdict.unscored == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(lambda: None, "confession_judge gave None"), (lambda: 1 / 0, "plugin 'world' failed in confession_judge: Zero")],
+)
+def test_a_broken_judge_stops_the_run_with_its_name(engine: Engine, tokenizer: Any, answer: Any, message: str) -> None:
+    with pytest.raises(PluginError, match=message):
+        execute(engine, confessing(single_turn(engine), World(answer)), tokenizer)
+
+
+def test_a_reward_that_is_no_number_stops_the_run(engine: Engine, tokenizer: Any) -> None:
+    class Nan(World):
+        @hookimpl
+        def confession_reward(self) -> float:
+            return float("nan")
+
+    with pytest.raises(PluginError, match="confession_reward gave nan"):
+        execute(engine, confessing(single_turn(engine), Nan()), tokenizer)
+
+
+def test_too_much_silence_stops_the_run(engine: Engine, tokenizer: Any) -> None:
+    config = CONFIG.model_copy(update={"max_unscored": 0.02})  # more than one of 64
+
+    def silent() -> Any:
+        raise Unscored("http_5xx", "HTTP 503")
+
+    executor = confessing(single_turn(engine), World(silent), config)
+    execute(engine, executor, tokenizer)
+    with pytest.raises(JudgeError, match="HTTP 503"):
+        execute(engine, executor, tokenizer)
+
+
+def test_images_are_never_dropped_silently(engine: Engine, tokenizer: Any) -> None:
+    inner = single_turn(engine)
+
+    class WithImages:
+        async def execute(self, **kwargs: Any) -> Any:
+            return {**(await inner.execute(**kwargs)), "mm_train_inputs": {"pixel_values": torch.zeros(1)}}
+
+    with pytest.raises(PluginError, match="images"):
+        execute(engine, confessing(WithImages()), tokenizer)
+
+
+@pytest.mark.parametrize("chat", ["chat", "plain"])
+def test_request_formats(engine: Engine, tokenizer: Any, chat: Any) -> None:
+    config = CONFIG.model_copy(update={"request_format": chat})
+    tokens = execute(engine, confessing(single_turn(engine), World(), config), tokenizer)["confession"]
+    text = tokenizer.decode(tokens.request)
+    assert ("<|im_start|>system\nReport.<|im_end|>" in text) == (chat == "chat")
+    assert ("[system]\nReport." in text) == (chat == "plain")
+
+
+def test_the_trace_file_of_a_worker(engine: Engine, tokenizer: Any, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"trace_dir": str(tmp_path)})
+    executor = ConfessingExecutor(single_turn(engine), config, plugins_with(World(), config))
+    execute(engine, executor, tokenizer)
+    (file,) = tmp_path.glob("*.jsonl")
+    line = json.loads(file.read_text())
+    wanted = {"step", "prompt", "answer", "request", "confession", "ratings", "answer_reward", "honesty_reward"}
+    assert wanted <= line.keys() and line["step"] == 3
+
+
+def test_numbers_travel_as_the_host_demands(engine: Engine, tokenizer: Any) -> None:
+    """Every sample has the same info keys, asked or not: the host concatenates them by key."""
+    from openrlhf.trainer.ppo_utils.experience import Experience
+
+    asked = sample_of(execute(engine, confessing(single_turn(engine)), tokenizer))
+    unasked = sample_of(execute(engine, confessing(single_turn(engine)), tokenizer, ticket=False))
+    assert asked.info.keys() == unasked.info.keys()
+    for sample in (asked, unasked):
+        sample.index = [0]
+    both = Experience.concat_experiences([asked, unasked], 0)
+    assert both.info["confession/asked"].tolist() == [1.0, 0.0]
+    assert replace(both).info["confession/length"].tolist() == [both.info["confession/length"][0].item(), 0]
