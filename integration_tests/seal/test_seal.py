@@ -17,7 +17,7 @@ import pytest
 import torch
 from in_process import host_args
 
-from confession_plugin import channels, hookimpl, session
+from confession_plugin import channels, hookimpl, patching, session
 from confession_plugin.config import Config
 from confession_plugin.errors import HostError
 from confession_plugin.openrlhf import advantages, losses, samples, seams
