@@ -23,8 +23,9 @@ from openrlhf.utils.agent import AgentExecutorBase
 from confession_plugin.chat import request_token_ids
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError, Unscored
-from confession_plugin.judging.window import UnscoredWindow
+from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.plugins import PluginManager
+from confession_plugin.reasons import Reason
 from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class ConfessingExecutor(AgentExecutorBase):
         self.inner = inner
         self._config = config
         self._hook = plugins.hook
-        self._window = UnscoredWindow(config.max_unscored)
+        self._budget = FailureBudget(config.max_unscored)
 
     async def execute(self, prompt: str, label: Any, sampling_params: Any, **kwargs: Any) -> dict[str, Any]:
         """The host's contract, with keyword arguments passed through."""
@@ -100,9 +101,9 @@ class ConfessingExecutor(AgentExecutorBase):
         room = max_length + self._config.context_tokens - len(answered) - len(request_ids)
         if room < 1:
             # The request's doing, not the policy's: no score, and no shorter answer to make room.
-            confession = Confession(request=request.text, text="", problem="no_room")
-            self._observe(Judged(rollout, confession, Verdict(unscored="no_room"), None))
-            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step}, unscored="no_room")
+            confession = Confession(request=request.text, text="", problem=Reason.NO_ROOM)
+            self._observe(Judged(rollout, confession, Verdict(unscored=Reason.NO_ROOM), None))
+            return ConfessionTokens(numbers={"asked": 1, "step": ticket.step}, unscored=Reason.NO_ROOM)
 
         params.max_tokens = min(self._config.max_new_tokens, room)
         want_log_probs = response["rollout_log_probs"] is not None
@@ -176,7 +177,7 @@ class ConfessingExecutor(AgentExecutorBase):
             raise PluginError(f"no plugin judged a confession: confession_judge gave {verdict!r}, not a Verdict")
         if not verdict.latency_s:
             verdict = Verdict(verdict.ratings, verdict.unscored, verdict.detail, time.monotonic() - started)
-        self._window.add(verdict)
+        self._budget.add(verdict)
         return verdict
 
     def _reward(self, verdict: Verdict, confession: Confession) -> float | None:

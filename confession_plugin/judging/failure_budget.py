@@ -1,4 +1,4 @@
-"""How much silence a run accepts from its judge."""
+"""How many missing scores a run accepts from its judge."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections import Counter, deque
 
 from confession_plugin.config import PREFIX
 from confession_plugin.errors import JudgeError
+from confession_plugin.judging.redaction import one_line
 from confession_plugin.records import Verdict
 
 
-class UnscoredWindow:
+class FailureBudget:
     """Stops a run that trains on too few verdicts: watches the last `size` judgments of one process.
 
-    The share is taken of the full window even while it fills, so that one early failure cannot stop a run and a judge
+    The share is taken of `size` even before there are so many, so that one early failure cannot stop a run and a judge
     that is down from the start is found out after ``limit * size`` judgments.
     """
 
@@ -34,5 +35,5 @@ class UnscoredWindow:
             last = f"{verdict.unscored}: {verdict.detail}" if verdict.detail else verdict.unscored
             raise JudgeError(
                 f"{reasons.total()} of the last {len(self.reasons)} confessions could not be scored ({counts}); the "
-                f"last: {' '.join(last.split())}; mend the judge, or raise {PREFIX}max_unscored (now {self.limit:g})"
+                f"last: {one_line(last, 600)}; fix the judge, or raise {PREFIX}max_unscored (now {self.limit:g})"
             )
