@@ -20,7 +20,15 @@ from confession_plugin.errors import Unscored
 from confession_plugin.judging.endpoints import Endpoint
 from confession_plugin.judging.per_loop import PerLoop
 from confession_plugin.judging.redaction import Redactor, one_line
-from confession_plugin.judging.refusals import Completion, Sent, TooLong, advice, failure_of, read_completion
+from confession_plugin.judging.refusals import (
+    Completion,
+    Sent,
+    TooLong,
+    advice,
+    failure_of,
+    is_too_long,
+    read_completion,
+)
 from confession_plugin.judging.transport import Connections
 from confession_plugin.reasons import Reason
 
@@ -105,7 +113,7 @@ class ChatClient:
             self._body.setdefault("max_tokens", self.max_tokens)
         # Azure takes the key in a header of its own, where the URL names a version of the API.
         headers = {"api-key": self.key} if self.key and any("api-version=" in url for url in self.urls) else {}
-        self._loops = PerLoop(lambda: Connections(self.key, self.timeout, self.concurrency, headers))
+        self._loops = PerLoop(lambda: Connections(self.key, self.timeout, self.concurrency, headers, is_too_long))
 
     async def complete(
         self,

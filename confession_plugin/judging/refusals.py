@@ -38,8 +38,8 @@ def failure_of(error: Exception) -> Unscored:
     if isinstance(error, openai.APITimeoutError):
         return Unscored(Reason.TIMEOUT, str(error.__cause__ or error))
     if isinstance(error, openai.APIStatusError):
-        # For OpenAI's errors the SDK gives what is within "error"; the rest of the body can hold a type, too.
-        return status_failure(error.status_code, _whole_body(error) or error.body or error.message)
+        # Not error.body, which is what stands within "error": a type or a code may stand beside it.
+        return status_failure(error.status_code, _json(error.response.content))
     if isinstance(error, OversizedReply):
         return Unscored(Reason.BAD_RESPONSE, str(error))
     if isinstance(error, openai.APIConnectionError):
@@ -60,6 +60,11 @@ def status_failure(status: int, body: Any) -> Unscored:
     return Unscored(_BY_STATUS.get(status, _by_class(status)), detail)
 
 
+def is_too_long(status: int, content: bytes) -> bool:
+    """Does this error say that the messages do not fit?  Some servers say so with a status that means: try again."""
+    return isinstance(status_failure(status, _json(content)), TooLong)
+
+
 _BY_STATUS = {
     401: Reason.AUTH,
     403: Reason.AUTH,
@@ -75,11 +80,12 @@ def _by_class(status: int) -> Reason:
     return Reason.HTTP_4XX if status >= 400 else Reason.BAD_RESPONSE
 
 
-def _whole_body(error: openai.APIStatusError) -> Any:
+def _json(content: bytes) -> Any:
+    """The body as JSON, or as text where it is none."""
     try:
-        return json.loads(error.response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
-        return None
+        return content[:_LONGEST_MESSAGE].decode("utf-8", "replace")
 
 
 # ── a reply of status 200 ──
@@ -173,14 +179,16 @@ def _words(body: Any) -> tuple[str, set[str]]:
 def _said(value: Any) -> str:
     if isinstance(value, list):  # FastAPI's: one entry for each field, which repeats the whole request as "input"
         return "; ".join(
-            f"{'.'.join(str(part) for part in entry.get('loc') or ())}: {entry.get('msg')}"
-            if isinstance(entry, dict)
-            else str(entry)
+            f"{_place(entry.get('loc'))}: {entry.get('msg')}" if isinstance(entry, dict) else str(entry)
             for entry in value[:8]
         )
     if isinstance(value, dict):
         return str(value.get("message") or json.dumps(value)[:_LONGEST_MESSAGE])
     return str(value)[:_LONGEST_MESSAGE]
+
+
+def _place(loc: Any) -> str:
+    return ".".join(map(str, loc)) if isinstance(loc, list) else str(loc)
 
 
 _TOO_LONG_CODES = {
@@ -190,6 +198,8 @@ _TOO_LONG_CODES = {
     "string_above_max_length",
     "tokens_limit_reached",
     "request_too_large",
+    "content_length_exceeded",
+    "context_exceeded",
     "prompt_too_long",
 }
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}

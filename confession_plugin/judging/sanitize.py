@@ -20,8 +20,8 @@ _ODD = re.compile(
 )
 _MOST_SHOWN = 200
 """Odd characters shown by number in one text, so that a text full of them doesn't grow many times longer."""
-_LONGEST_BLANK = 200
-_BLANKS = re.compile(r"\s+")
+# Looked for where a blank begins, and nowhere within it.
+_LONG_BLANK = re.compile(r"\s(?<!\s\s)\s{199,}")
 _JOINERS = "\u200c\u200d"
 
 _WORDS = (
@@ -58,7 +58,7 @@ def clean(text: str) -> str:
     text = text.replace("\r\n", "\n")
     if not text.replace("\n", "").replace("\t", "").isprintable():  # a quick test that most texts pass
         text = _shown(text)
-    text = _BLANKS.sub(_without_long_blank, text)
+    text = _LONG_BLANK.sub(lambda match: f"\n[{len(match.group())} characters of white space]\n", text)
     return _broken(text)
 
 
@@ -81,11 +81,6 @@ def _shown(text: str) -> str:
         return "".join(f"[U+{ord(character):04X}]" for character in run) if left >= 0 else "\ufffd"
 
     return _ODD.sub(show, text)
-
-
-def _without_long_blank(match: re.Match[str]) -> str:
-    size = len(match.group())
-    return match.group() if size < _LONGEST_BLANK else f"\n[{size} characters of white space]\n"
 
 
 def _broken(text: str) -> str:

@@ -7,7 +7,7 @@ the SDK limits each read only: here a reply has a limit on its whole time and on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -26,9 +26,17 @@ class Connections:
         timeout: seconds one attempt may take, from connecting to the last byte.
         concurrency: calls under way at once, and connections kept open.
         headers: sent with every request.
+        final: says of an error's status and body that the same request would fail again.
     """
 
-    def __init__(self, key: str, timeout: float, concurrency: int, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        key: str,
+        timeout: float,
+        concurrency: int,
+        headers: Mapping[str, str],
+        final: Callable[[int, bytes], bool],
+    ) -> None:
         self.gate = asyncio.Semaphore(concurrency)
         self.client = openai.AsyncOpenAI(
             base_url="http://unused.invalid",  # every call names its server
@@ -38,11 +46,12 @@ class Connections:
             # Headers about this machine: nothing reads them here, and they cost a tenth of a call.
             default_headers={**_NO_PLATFORM_HEADERS, **headers},
             http_client=_LimitedClient(
+                final,
                 limits=httpx2.Limits(
                     max_connections=concurrency,
                     max_keepalive_connections=concurrency,
                     keepalive_expiry=_KEEP_ALIVE_S,
-                )
+                ),
             ),
         )
         self._lifetime: AsyncGenerator[None, None] | None = None
@@ -65,7 +74,17 @@ class Connections:
             await self.aclose()
 
 
+class OversizedReply(Exception):
+    """The server's reply is larger than any verdict."""
+
+
 class _LimitedClient(openai.DefaultAioHttpClient):
+    """`final` says of a failure's status and body that trying again cannot help, whatever the status."""
+
+    def __init__(self, final: Callable[[int, bytes], bool], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._final = final
+
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """The whole reply, within the request's timeout and `_MOST_BYTES`."""
         seconds = request.extensions["timeout"]["read"]
@@ -92,13 +111,11 @@ class _LimitedClient(openai.DefaultAioHttpClient):
         # Of a refusal the SDK reads Retry-After and the content type; of an answer nothing but the body.
         headers = () if response.is_success else response.headers.items()
         kept = [(name, value) for name, value in headers if name not in _ABOUT_THE_BODY]
+        if response.is_error and self._final(response.status_code, bytes(content)):
+            kept.append(("x-should-retry", "false"))  # the SDK obeys it as if the server had sent it
         whole = httpx2.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
         whole.history = response.history
         return whole
-
-
-class OversizedReply(Exception):
-    """The server's reply is larger than any verdict."""
 
 
 _NO_PLATFORM_HEADERS: Any = {
