@@ -220,8 +220,8 @@ class FastAPI(Gateway):
     """A validation error, which repeats the request."""
 
     def too_long(self, used: int, room: int, budget: int) -> Answer:
-        entry = {"type": "value_error", "loc": ["body", "messages"], "msg": f"prompt contains {used} tokens, too large "
-                 f"for model with {self.context} maximum context length", "input": "x" * used * 4}  # fmt: skip
+        message = f"prompt contains {used} tokens, too large for model with {self.context} maximum context length"
+        entry = {"type": "value_error", "loc": ["body", "messages"], "msg": message, "input": "x" * used * 4}
         return reply(422, {"detail": [entry]})
 
 

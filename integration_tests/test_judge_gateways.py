@@ -103,22 +103,25 @@ SCHEMA_OFF = "set --confession.judge_schema off"
 COMPLETION = """add --confession.judge_body '{"max_completion_tokens": 2048}'"""
 NO_SYSTEM = "without its [user] line"
 LOWER = "lower --confession.judge_max_tokens (now 2048)"
+EXTRA_FIELD = {"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted"}
+PLAIN_HTTP = b"<html><center>The plain HTTP request was sent to HTTPS port</center></html>"
+BODY_FIELD = "change or drop temperature in --confession.judge_body"
 REFUSALS: list[tuple[str, Answer, str]] = [
     ("DeepSeek", error(400, "This response_format type is unavailable now"), SCHEMA_OFF),
-    ("DeepSeek, 422", error(422, "Failed to deserialize: response_format.type `json_schema` is unavailable"), SCHEMA_OFF),
+    ("DeepSeek, 422", error(422, "Failed to deserialize: response_format.type is unavailable"), SCHEMA_OFF),
     ("llama.cpp", error(400, "Failed to initialize samplers: failed to parse grammar"), SCHEMA_OFF),
     ("LM Studio", reply(400, {"error": "'response_format.type' must be 'json_schema' or 'text'"}), SCHEMA_OFF),
     ("vLLM", error(400, "The request enabled structured outputs, but no backend is available"), SCHEMA_OFF),
     ("SGLang", error(500, "Grammar backend xgrammar is not enabled"), SCHEMA_OFF),
-    ("Azure", error(400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."), COMPLETION),  # noqa: E501
-    ("FastAPI", reply(422, {"detail": [{"type": "extra_forbidden", "loc": ["body", "max_tokens"], "msg": "Extra inputs are not permitted", "input": 5}]}), COMPLETION),  # noqa: E501
-    ("OpenAI", error(400, "max_tokens is too large: 2048. This model supports at most 1024 completion tokens."), LOWER),
-    ("Gemma by vLLM", reply(400, {"object": "error", "message": "System role not supported", "code": 400}), NO_SYSTEM),
+    ("Azure", error(400, "'max_tokens' is not supported. Use 'max_completion_tokens' instead."), COMPLETION),
+    ("FastAPI", reply(422, {"detail": [{**EXTRA_FIELD, "input": 5}]}), COMPLETION),
+    ("OpenAI", error(400, "max_tokens is too large: 2048. It supports at most 1024 completion tokens."), LOWER),
+    ("Gemma", reply(400, {"object": "error", "message": "System role not supported", "code": 400}), NO_SYSTEM),
     ("a template", error(500, "jinja2 raise_exception: Conversation roles must alternate user/assistant"), NO_SYSTEM),
     ("Gemini", error(400, "Developer instruction is not enabled for models/gemma-3"), NO_SYSTEM),
-    ("OpenAI", error(400, "Unsupported value: 'temperature' does not support 0. Only 1 is supported."), "change or drop temperature in --confession.judge_body"),  # noqa: E501
-    ("nginx", Answer(b"<html><center>The plain HTTP request was sent to HTTPS port</center></html>", 400), "the server speaks https://"),  # noqa: E501
-]  # fmt: skip
+    ("OpenAI", error(400, "Unsupported value: 'temperature' does not support 0. Only 1 is supported."), BODY_FIELD),
+    ("nginx", Answer(PLAIN_HTTP, 400), "the server speaks https://"),
+]
 
 
 @pytest.mark.parametrize(("name", "answer", "helps"), REFUSALS, ids=[f"{row[0]}: {row[2][:30]}" for row in REFUSALS])
@@ -166,9 +169,7 @@ def test_a_verdict_that_stands_in_the_reasoning_is_no_verdict_and_says_so() -> N
     ("code", "reason"), [(502, "http_5xx"), (429, "rate_limited"), (403, "auth"), ("server_error", "bad_response")]
 )
 @pytest.mark.parametrize("place", ["choice", "top", "beside"])
-def test_an_upstream_error_in_a_reply_of_status_200_is_told_in_its_own_words(
-    code: Any, reason: str, place: str
-) -> None:
+def test_an_upstream_error_in_a_200_is_told_in_its_own_words(code: Any, reason: str, place: str) -> None:
     told = {"code": code, "message": "Upstream is out of GPUs"}
     choice = {"index": 0, "finish_reason": "error", "message": {"role": "assistant", "content": ""}, "error": told}
     body = {
