@@ -76,4 +76,4 @@ class Calibration:
             else:
                 self.client.accept(reply)
                 return report
-        raise Unscored(Reason.UNPARSABLE, one_line(f"{failed[-1].endpoint.base}: {problem}"))
+        raise Unscored(Reason.UNPARSABLE, one_line(f"{failed[-1].name}: {problem}"))

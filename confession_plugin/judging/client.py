@@ -40,6 +40,8 @@ class Server:
     """One base URL and what is known about it."""
 
     endpoint: Endpoint
+    name: str
+    """Its base URL as messages show it."""
     in_flight: int = 0
     latency_s: float | None = None
     """Moving average over verdicts; None before the first.  A failure says nothing about how long a verdict takes."""
@@ -103,10 +105,11 @@ class ChatClient:
     secrets: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
-        self.servers = [Server(Endpoint.of(url)) for url in self.urls]
-        in_urls: set[str] = set().union(*(server.endpoint.secrets for server in self.servers))
+        endpoints = [Endpoint.of(url) for url in self.urls]
+        in_urls: set[str] = set().union(*(endpoint.secrets for endpoint in endpoints))
         self.redact = Redactor({self.key, *self.secrets, *in_urls})
-        if in_urls:
+        self.servers = [Server(endpoint, self.redact(endpoint.base)) for endpoint in endpoints]
+        if any(self.redact(endpoint.completions) != endpoint.completions for endpoint in endpoints):
             logging.getLogger("httpx2").addFilter(_WithoutSecrets(self.redact))
         self._body: dict[str, Any] = {"model": self.model, **self.body}
         if "max_completion_tokens" not in self._body:
@@ -130,7 +133,7 @@ class ChatClient:
         if response_format is not None:
             body["response_format"] = response_format
         request = _Request(json.dumps(body).encode(), Sent(self.max_tokens, self._body, response_format is not None))
-        connections = self._loops.get()
+        connections = self._connections()
         # The attempts are shared out over the servers, at least one each.
         passes = len(self.servers)
         retries = max((self.retries + 1) // passes - 1, 0)
@@ -169,12 +172,12 @@ class ChatClient:
                 cast_to=httpx2.Response,
                 options={"max_retries": retries, "headers": {"Content-Type": "application/json"}},
             )
-            redirected_to = _redirected_to(response)
+            redirected_to = self.redact(_redirected_to(response))
             return Reply(read_completion(response.content), server, time.monotonic() - started)
         except Exception as error:
             failure = failure_of(error)
             if isinstance(error, openai.APIStatusError):
-                redirected_to = _redirected_to(error.response)
+                redirected_to = self.redact(_redirected_to(error.response))
             if failure.reason != Reason.CONTEXT_TOO_LONG:  # short cases fit
                 server.failed()
             # `from None`: the cause holds the request, and with it the key.
@@ -184,9 +187,17 @@ class ChatClient:
         finally:
             server.in_flight -= 1
 
+    def _connections(self) -> Connections:
+        try:
+            return self._loops.get()
+        except Exception as error:  # the environment's proxies or certificates are no such thing
+            failure = failure_of(error)
+            sent = Sent(self.max_tokens, self._body, False)
+            raise self._named(self.servers[0], failure, advice(failure, sent, "")) from None
+
     def _named(self, server: Server, failure: Unscored, help: str) -> Unscored:
         """The failure with the server's name before it and the advice behind it."""
-        detail = f"{server.endpoint.base}: {one_line(self.redact(failure.detail))}" + (f"; {help}" if help else "")
+        detail = f"{server.name}: {one_line(self.redact(failure.detail))}" + (f"; {help}" if help else "")
         if isinstance(failure, TooLong):
             return TooLong(detail, failure.refusal)
         return Unscored(failure.reason, detail)
@@ -218,7 +229,9 @@ class ChatClient:
 
     async def aclose(self) -> None:
         """Close this event loop's connections."""
-        await self._loops.get().aclose()
+        connections = self._loops.pop()
+        if connections is not None:
+            await connections.aclose()
 
 
 def _redirected_to(response: httpx2.Response) -> str:

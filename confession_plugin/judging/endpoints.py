@@ -21,6 +21,8 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 
+_SECRET_VALUE = re.compile(r"(?:sk-|sk_|hf_|gsk_|ghp_|AIza|xai-|nvapi-|Bearer )\S{8}")
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -67,16 +69,17 @@ def check_urls(urls: Iterable[str], key_env: str, flag: str = "judge_url") -> No
                 f"{PREFIX}{flag}: a URL with a password in it would end up in logs; put the key in the environment "
                 f"variable {key_env}"
             )
+        full = expand(url, flag)
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(full)
             usable = parts.scheme.lower() in ("http", "https") and parts.hostname and (parts.port or 1)
         except ValueError:
             usable = False
         if not usable:
             shown = url.partition("?")[0]
-            other = ", and no .py file" if flag == "judge_url" else ""
-            raise ConfigError(f"{PREFIX}{flag}: {shown!r} is no http(s):// base URL{other}")
-        for name, value in parse_qsl(parts.query):
+            no = "neither a .py file nor an" if flag == "judge_url" else "no"
+            raise ConfigError(f"{PREFIX}{flag}: {shown!r} is {no} http(s):// base URL")
+        for name, value in parse_qsl(urlsplit(url).query):
             _refuse_secret(name, value, flag, f"{name}=${{NAME}}")
 
 
@@ -97,7 +100,8 @@ def check_fields(fields: Any, flag: str = "judge_body") -> None:
 
 
 def _refuse_secret(name: str, value: str, flag: str, instead: str) -> None:
-    if value and _SECRET_NAME.search(name) and "${" not in value:
+    secret = _SECRET_NAME.search(name) or _SECRET_VALUE.match(value)
+    if value and secret and "${" not in value:
         raise ConfigError(
             f"{PREFIX}{flag}: {name} looks like a secret, which would end up in logs; export it as an environment "
             f"variable NAME and write {instead}"

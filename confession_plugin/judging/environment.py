@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfigError
@@ -56,11 +57,11 @@ def secrets_of(config: Config) -> set[str]:
 def _proxy_passwords() -> Iterator[str]:
     for name, value in os.environ.items():
         if name.lower().endswith("_proxy") and "@" in value:
-            try:
-                password = urlsplit(value if "://" in value else f"http://{value}").password
-            except ValueError:  # e.g. a bracket in the password: all before the last @ is kept out of sight
-                password = value.rpartition("@")[0].rpartition(":")[2]
-            yield from {password or "", unquote(password or "")}
+            # By hand: a password may hold what no URL parser takes.
+            account = value.partition("://")[2] if "://" in value else value
+            user, _, password = account.rpartition("@")[0].partition(":")
+            plain = f"{unquote(user)}:{unquote(password)}".encode("utf-8", "surrogateescape")
+            yield from {password, unquote(password), b64encode(plain).decode()}
 
 
 def variables(config: Config) -> list[str]:

@@ -60,7 +60,7 @@ async def _fix(config: Config, judge: ServerJudge, verdict: Verdict) -> str:
         names = await judge.client.models()
         if names and config.judge_model not in names:
             return (
-                f"{PREFIX}judge_model: {judge.client.servers[0].endpoint.base} has no model {config.judge_model!r}; "
+                f"{PREFIX}judge_model: {judge.client.servers[0].name} has no model {config.judge_model!r}; "
                 f"it has {', '.join(names[:8])}"
             )
         return f"{PREFIX}judge_url: {detail}; is this the server's base URL, and has it a model of this name?"

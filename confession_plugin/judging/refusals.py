@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import openai
 
 from confession_plugin.config import PREFIX
@@ -44,7 +45,8 @@ def failure_of(error: Exception) -> Unscored:
         return Unscored(Reason.BAD_RESPONSE, str(error))
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
-        return Unscored(Reason.CONNECTION, str(cause) or type(cause).__name__)
+        by = "the proxy that the environment names: " if isinstance(cause, httpx2.ProxyError) else ""
+        return Unscored(Reason.CONNECTION, by + (str(cause) or type(cause).__name__))
     # Nothing of a server's, a proxy's or a redirect's making ends a run.
     return Unscored(Reason.CONNECTION, f"{type(error).__name__}: {error}")
 
@@ -303,7 +305,8 @@ _NETWORK = (
         "does the server speak http:// and not https://?",
     ),
     (
-        r"only http proxies|socks",
-        "a SOCKS proxy cannot be used for the judge: add its host to NO_PROXY, or name an http:// proxy",
+        r"the proxy that the environment names|proxy URL|Invalid port",
+        "correct http_proxy, https_proxy or ALL_PROXY (http://host:port), or add the judge's host to NO_PROXY",
     ),
+    (r"No such file|PEM|X509|NO_CERTIFICATE_OR_CRL", "correct SSL_CERT_FILE or SSL_CERT_DIR"),
 )

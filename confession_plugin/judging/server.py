@@ -81,7 +81,7 @@ class ServerJudge:
         problem = error.problem + (f": {error.quoted}" if error.quoted else "")
         redact = self.client.redact
         said = f": {one_line(redact(reply.text), 120)!r}" if reply.text.strip() else ""
-        text = f"{reply.server.endpoint.base}: {one_line(redact(problem))}{said}"
+        text = f"{reply.server.name}: {one_line(redact(problem))}{said}"
         help = self._advice(error, reply)
         return f"{text}; {help}" if help else text
 

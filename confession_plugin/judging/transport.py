@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
+from urllib.request import getproxies
 
+import aiohttp
 import httpx2
 import openai
 
@@ -52,6 +54,7 @@ class Connections:
                     max_keepalive_connections=concurrency,
                     keepalive_expiry=_KEEP_ALIVE_S,
                 ),
+                mounts=_socks_mounts(),
             ),
         )
         self._lifetime: AsyncGenerator[None, None] | None = None
@@ -72,6 +75,20 @@ class Connections:
             yield
         finally:
             await self.aclose()
+
+
+class _NoSocks(httpx2.AsyncBaseTransport):
+    """In the place of a SOCKS proxy, which aiohttp would take for an HTTP proxy."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ProxyError("a SOCKS proxy cannot be used for the judge", request=request)
+
+
+def _socks_mounts() -> dict[str, httpx2.AsyncBaseTransport]:
+    # httpx still asks NO_PROXY first, whose rules are more special than a whole scheme's.
+    proxies = getproxies()
+    schemes = [scheme for scheme in ("http", "https", "all") if proxies.get(scheme, "").lower().startswith("socks")]
+    return {f"{scheme}://": _NoSocks() for scheme in schemes}
 
 
 class OversizedReply(Exception):
@@ -96,7 +113,9 @@ class _LimitedClient(openai.DefaultAioHttpClient):
             # The SDK's transport gives this name to every lost connection; what it says tells them apart.
             if isinstance(error.__cause__, asyncio.TimeoutError):
                 raise
-            raise httpx2.ConnectError(str(error) or "the connection was lost", request=request) from error
+            proxy = isinstance(error.__cause__, aiohttp.ClientProxyConnectionError)
+            kind = httpx2.ProxyError if proxy else httpx2.ConnectError
+            raise kind(str(error) or "the connection was lost", request=request) from error
 
     async def _whole_reply(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         response = await super().send(request, **{**options, "stream": True})

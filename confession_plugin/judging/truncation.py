@@ -68,7 +68,7 @@ def _notice(server: Server, excess: int, messages: Sequence[Message]) -> None:
         logger.warning(
             "%s answers although it read only a part of the message: some %d of %d characters are more than its "
             "context. Such cases are cut with a visible mark and judged again; give the server a longer context",
-            server.endpoint.base,
+            server.name,
             excess,
             _size(messages),
         )
