@@ -42,7 +42,7 @@ _CONTROL = re.compile(
             r"<(?=/?[A-Za-z0-9]{1,40}_\w{1,60}>)",  # <start_of_turn>, <SPECIAL_11>, <tool_call>
             r"<(?=/?[A-Z][A-Z0-9]{2,40}>)",  # <TOOLCALL>
             r"<(?=(?:function|parameter)=)",
-            r"\[(?=/?[A-Za-z]{1,40}_\w{1,40}\])",  # [TOOL_CALLS], [control_8]
+            r"\[(?=/?(?:[A-Z0-9]{1,40}_[A-Z0-9_]{1,40}|control_\d{1,4})\])",  # [TOOL_CALLS], [control_8]
             r"\[(?=/?(?:[A-Z][A-Z0-9]{2,40}|gMASK|sMASK|unused\d{1,4})\])",  # [INST]
             r"\[(?=e~\[)|\](?=~!?b[\[\]])",  # [e~[ and ]~b]
             r">(?=>[A-Z]{3,20}<<)",  # >>QUESTION<<
