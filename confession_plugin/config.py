@@ -19,6 +19,7 @@ from confession_plugin.errors import ConfigError
 
 PREFIX = "--confession."
 ENV_VAR = "CONFESSION_PLUGIN_CONFIG"
+_MAY_HOLD_SECRETS = frozenset({"judge_url", "judge_calibration_url", "judge_body"})
 
 
 class Config(BaseModel):
@@ -254,9 +255,9 @@ def check_config(config: Config) -> None:
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{flag}: no file at {path}; give the path of an existing file")
     if config.judge_urls:
-        for url in config.judge_urls:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"{PREFIX}judge_url: {url!r} is neither a .py file nor an http(s):// base URL")
+        from confession_plugin.judging.endpoints import check_urls
+
+        check_urls(config.judge_urls, config.judge_key_env)
         if not config.judge_model:
             raise ConfigError(f"{PREFIX}judge_url names a server; name its model too: {PREFIX}judge_model NAME")
     for name in ("trace_dir", "record_rollouts"):
@@ -329,7 +330,9 @@ def _explain(error: ValidationError) -> str:
         wanted = "one of " + ", ".join(map(str, get_args(field.annotation)))
     else:
         wanted = first["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{name}: {json.dumps(first['input'], default=str)} cannot be used; give {wanted}"
+    # What may hold a key is not repeated.
+    given = "the value" if name in _MAY_HOLD_SECRETS else json.dumps(first["input"], default=str)
+    return f"{PREFIX}{name}: {given} cannot be used; give {wanted}"
 
 
 def vars_of(limit: Any) -> list[Any]:

@@ -21,6 +21,7 @@ from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.openrlhf.ticket import TICKET, Ticket
 from confession_plugin.plugins import PluginManager
+from confession_plugin.reasons import Reason
 from confession_plugin.records import Request, Rollout
 from confession_plugin.sample_stats import Value, numbers_of
 
@@ -127,7 +128,7 @@ class VllmEngine:
         self._request_ids = request_token_ids(self._tokenizer, request, self._answered, chat=chat)
         room = self._context - len(self._answered) - len(self._request_ids)
         if room < 1:
-            raise Unscored("no_room")
+            raise Unscored(Reason.NO_ROOM)
         self._params.max_tokens = min(self._config.max_new_tokens, room)
 
     async def sample(self, number: int) -> Sampled:
