@@ -1,0 +1,75 @@
+"""Chat templates and tokenizers for the tests: the published ones that the trl package ships, and one of each kind.
+
+The templates are read from the package's folder; nothing of it is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+_SPECIAL = re.compile(
+    r"<[|｜][^<>{}'\"\n]{1,40}[|｜]>|<\|\w+>|<\w+\|>|</?s>|\[/?[A-Z_]{3,}\]|<\w+_of_\w+>|\[gMASK\]|<sop>"
+)
+
+
+def published() -> dict[str, str]:
+    """Name -> text of every chat template of the installed trl package."""
+    found = [Path(str(file.locate())) for file in files("trl") or () if file.suffix == ".jinja"]
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(found)}
+
+
+def byte_tokenizer(template: str | None, eos: str = "</s>") -> PreTrainedTokenizerFast:
+    """One token a byte, and one for every control token that the template's text names."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_ = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_.decoder = decoders.ByteLevel()
+    return _fast(bytes_, template, eos)
+
+
+def sentencepiece_tokenizer(template: str | None, *, legacy: bool) -> PreTrainedTokenizerFast:
+    """Puts a blank before a text, as Llama's and Mistral's tokenizers do, and writes blanks as ``▁``."""
+    pieces = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")  # blanks stand before a word, never behind
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    pieces.train_from_iterator(["Report on your answer. Be honest. It was seven, I think."] * 50, trainer)
+    if legacy:
+        pieces.pre_tokenizer = None
+        pieces.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    pieces.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _fast(pieces, template, "</s>")
+
+
+def _fast(tokenizer: Tokenizer, template: str | None, eos: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token="<pad>",
+        additional_special_tokens=sorted(set(_SPECIAL.findall(template or ""))),
+        chat_template=template,
+    )
+
+
+def ids_of(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def render(tokenizer: Any, *turns: tuple[str, str], parts: bool = False, prompt: bool = True, **options: Any) -> str:
+    """The conversation as text; `parts` gives each message's content in parts."""
+    messages = [{"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
+    return text
