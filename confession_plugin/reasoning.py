@@ -41,13 +41,16 @@ class _Mark(NamedTuple):
 # ── on token ids ──
 
 
-def visible_text(tokenizer: Any, ids: Sequence[int], *, opened: bool = False, end: str | None = None) -> str:
+def visible_text(
+    tokenizer: Any, ids: Sequence[int], *, opened: bool | str | None = False, end: str | None = None
+) -> str:
     """The text of `ids` without its reasoning and without special tokens.
 
     Args:
         tokenizer: the host's tokenizer or processor.
         ids: what a model wrote in one go.
-        opened: a block of reasoning was open before the first of them (see `opened_block`).
+        opened: the mark of the block of reasoning that was open before the first of them (see `opened_block`), or
+            True where the mark is not known: then any closing mark ends it.
         end: the text that ends the reasoning where its marks are unknown (``--confession.reasoning_end``): what stands
             before it is hidden, and everything where it is missing.
     """
@@ -62,9 +65,9 @@ def visible_span(
 ) -> str:
     """The visible text of ``ids[start:stop]``, read in the light of what stands before it."""
     before = ids[max(0, start - _LOOK_BACK) : start]
-    if end is not None and end in _last_turn(tokenizer, before):
+    if end and text_with_specials(tokenizer, before).rstrip().endswith(end.strip()):
         end = None  # the prompt has ended the reasoning already
-    return visible_text(tokenizer, ids[start:stop], opened=opened_block(tokenizer, before) is not None, end=end)
+    return visible_text(tokenizer, ids[start:stop], opened=opened_block(tokenizer, before), end=end)
 
 
 def visible_transcript(
@@ -160,13 +163,14 @@ def strip_reasoning(text: str) -> str:
     return _without(text, spans).strip() if spans else text
 
 
-def reasoning_spans(text: str, *, opened: bool = False, end: str | None = None) -> Iterator[Span]:
+def reasoning_spans(text: str, *, opened: bool | str | None = False, end: str | None = None) -> Iterator[Span]:
     """(start, end) of everything in the text that is reasoning or a mark of it, in order, not overlapping."""
     position = _end_of_preface(text, end)
     if position:
         yield 0, position
         opened = False
-    block, start, seen = ("any" if opened else ""), position, position > 0
+    block = (_read(opened) or ("open", "any"))[1] if isinstance(opened, str) else "any" if opened else ""
+    start, seen = position, position > 0
     for mark in _marks(text, position):
         if block:
             # Only its own closing mark ends a block: reasoning may speak of other marks.

@@ -6,6 +6,7 @@ The templates are read from the package's folder; nothing of it is imported.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ def published() -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted(found)}
 
 
-def byte_tokenizer(template: str | None, eos: str = "</s>") -> PreTrainedTokenizerFast:
-    """One token a byte, and one for every control token that the template's text names."""
+def byte_tokenizer(template: str | None, *, specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a byte, one for every control token that the template's text names, one for each of `specials`."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_ = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_.decoder = decoders.ByteLevel()
-    return _fast(bytes_, template, eos)
+    return _fast(bytes_, template, specials)
 
 
 def sentencepiece_tokenizer(template: str | None, *, legacy: bool) -> PreTrainedTokenizerFast:
@@ -49,16 +50,16 @@ def sentencepiece_tokenizer(template: str | None, *, legacy: bool) -> PreTrained
     pieces.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return _fast(pieces, template, "</s>")
+    return _fast(pieces, template)
 
 
-def _fast(tokenizer: Tokenizer, template: str | None, eos: str) -> PreTrainedTokenizerFast:
+def _fast(tokenizer: Tokenizer, template: str | None, specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
-        eos_token=eos,
+        eos_token="</s>",
         pad_token="<pad>",
-        additional_special_tokens=sorted(set(_SPECIAL.findall(template or ""))),
+        additional_special_tokens=sorted({*_SPECIAL.findall(template or ""), *specials}),
         chat_template=template,
     )
 
