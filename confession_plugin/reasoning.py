@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 Span = tuple[int, int]
 
@@ -28,6 +29,8 @@ _Kind = Literal["open", "close", "header", "end"]
 
 _LOOK_BACK = 64
 """Tokens before a span that are looked at for a block that is open where the span starts."""
+
+_special_ids: WeakKeyDictionary[Any, frozenset[int]] = WeakKeyDictionary()
 
 
 class _Mark(NamedTuple):
@@ -110,11 +113,15 @@ def text_tokenizer(tokenizer: Any) -> Any:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids that decoding drops as special tokens."""
-    inner = text_tokenizer(tokenizer)
-    added = getattr(inner, "added_tokens_decoder", None)
-    others = added.items() if isinstance(added, dict) else ()  # the Mistral backend has none
-    return frozenset(inner.all_special_ids) | {index for index, token in others if token.special}
+    """The ids that decoding drops as special tokens; looked up once for each tokenizer."""
+    if tokenizer not in _special_ids:
+        inner = text_tokenizer(tokenizer)
+        added = getattr(inner, "added_tokens_decoder", None)
+        others = added.items() if isinstance(added, dict) else ()  # the Mistral backend has none
+        _special_ids[tokenizer] = frozenset(inner.all_special_ids) | {
+            index for index, token in others if token.special
+        }
+    return _special_ids[tokenizer]
 
 
 def _with_specials(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:

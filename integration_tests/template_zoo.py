@@ -14,7 +14,7 @@ from typing import Any
 import sentencepiece
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, ProcessorMixin
 from transformers.tokenization_mistral_common import MistralCommonBackend
 
 _SPECIAL = re.compile(
@@ -105,3 +105,10 @@ def render(tokenizer: Any, *turns: tuple[str, str], parts: bool = False, prompt:
     messages = [{"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns]
     text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
     return text
+
+
+class WordsProcessor(ProcessorMixin):  # type: ignore[misc]
+    """A processor as vision-language models have it, for text alone: the host passes such a one as the tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> None:
+        super().__init__(tokenizer, chat_template=chat_template)

@@ -151,6 +151,13 @@ def test_spans_are_in_order_and_inside_the_text(text: str) -> None:
         position = end
 
 
+@given(st.text(alphabet=st.characters(exclude_characters="<[◁", exclude_categories=["Cs"])))
+def test_a_text_without_marks_is_what_decoding_gives(text: str) -> None:
+    if not text.startswith("analysis"):
+        ids = [*ids_of(SPECIAL, text), SPECIAL.eos_token_id]
+        assert visible_text(SPECIAL, ids) == SPECIAL.decode(ids, skip_special_tokens=True) == text
+
+
 def test_the_end_of_an_unknown_dialect() -> None:
     ids = ids_of(BARE, "Three and four. ### Answer: 7</s>")
     assert visible_text(BARE, ids, end="### Answer:") == "7"

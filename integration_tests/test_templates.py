@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 from template_zoo import (
+    WordsProcessor,
     byte_tokenizer,
     ids_of,
     merging_tokenizer,
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from confession_plugin import Request
 from confession_plugin.chat import describe_turn_change, plain_turn_change, request_token_ids, turn_change
 from confession_plugin.errors import ConfigError
+from confession_plugin.reasoning import visible_span
 
 REQUEST = Request(text="Report on your answer.\n\nBe honest <& exact>.")
 TEMPLATES = published()
@@ -317,6 +319,16 @@ def test_a_tokenizer_that_merges(name: str, large_tokenizer: PreTrainedTokenizer
         answered = prompt + ids_of(large_tokenizer, ANSWER + ending)
         ids = request_token_ids(large_tokenizer, REQUEST, answered, chat=True, answer_start=len(prompt))
         assert ids_of(large_tokenizer, head + ending) + ids == ids_of(large_tokenizer, whole)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "qwen3_vl"])
+def test_the_processor_of_a_vision_language_model(name: str) -> None:
+    tokenizer = byte_tokenizer(TEMPLATES[name])
+    processor = WordsProcessor(byte_tokenizer(TEMPLATES[name]), chat_template=TEMPLATES[name])
+    answered = ids_of(tokenizer, ANSWER + turn_change(tokenizer).closing)
+    ids = request_token_ids(processor, REQUEST, answered, chat=True)
+    assert ids == request_token_ids(tokenizer, REQUEST, answered, chat=True)
+    assert visible_span(processor, answered + ids + answered, len(answered + ids)) == ANSWER
 
 
 # ── at start-up ──
