@@ -56,6 +56,10 @@ class Config(BaseModel):
     request_format: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: by the chat template. plain: as text. auto: chat with --data.apply_chat_template."
     )
+    reasoning_end: str | None = Field(
+        None,
+        description="Text that ends the policy's reasoning, for marks not known: all before it stays hidden.",
+    )
 
     # ── the judge ──
     judge_url: str | None = Field(
