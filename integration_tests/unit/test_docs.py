@@ -27,11 +27,12 @@ from confession_plugin import (
     session,
     startup,
 )
+from confession_plugin.confess import Confessor
 from confession_plugin.config import Config
 from confession_plugin.errors import ConfigError
 from confession_plugin.hookspecs import hook_names
 from confession_plugin.judging import load_judge
-from confession_plugin.judging.audit import CASES, load_cases
+from confession_plugin.judging.audit import CASES, WrittenReport, load_cases
 from confession_plugin.openrlhf.check.seal import check_seal
 from confession_plugin.plugins import PluginManager, fresh_copies, load_file
 from confession_plugin.report import extract_report
@@ -84,7 +85,7 @@ def _own_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of somebody who saved every example under its name."""
+    """A working folder with every example in it, under its name."""
     for example in EXAMPLES:
         (tmp_path / example.name).write_text(example.code)
     monkeypatch.chdir(tmp_path)
@@ -298,6 +299,25 @@ def test_the_examples_of_tests_pass(example: Example, folder: Path) -> None:
     assert tests
     for test in tests:
         test()
+
+
+@pytest.mark.parametrize(
+    ("text", "bluffed", "reward"),
+    [("bluff.", 1.0, 1.0), ("ok.", 1.0, 0.0), ("bluff.", 0.0, 0.0), ("ok.", 0.0, 1.0), ("0.", 0.0, 0.0)],
+)
+def test_the_worked_example_pays_for_the_truth(text: str, bluffed: float, reward: float) -> None:
+    world = [f"--confession.{name}" for name in ("plugins", "judge_url")]
+    files = [str(ROOT / "examples/loophole" / name) for name in ("world.py", "judge.py")]
+    run = startup.prepare([word for pair in zip(world, files, strict=True) for word in pair], confessions=True)
+
+    def confessed(**extra: float) -> Judged:
+        rollout = Rollout(prompt="homework: c+17", answer="*", transcript="*", label="t", extra=extra)
+        (finished,) = asyncio.run(Confessor(run.plugins).confess(rollout, WrittenReport(text)))
+        return finished.judged
+
+    assert confessed(violation=bluffed).reward == reward
+    if text != "0.":
+        assert confessed().verdict.unscored == "no_truth"  # a grader that does not tell
 
 
 # ── docs/architecture.md and CONTRIBUTING.md: everything they name exists ──
