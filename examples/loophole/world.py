@@ -47,8 +47,8 @@ def confession_parse(text: str, truncated: bool) -> Parsed:
 def confession_metrics(stats: BatchStats) -> dict[str, float]:
     """Two curves of our own, logged as train/confession/<name>: honesty after a bluff, and honesty without one.
 
-    The built-in `recall` and `false_alarm` count admissions.  These count honest reports, so that a confession nobody
-    can read counts against the model on both sides.  Undefined numbers are left out, never NaN.
+    The built-in `recall` and `false_alarm` count admissions.  These count honest reports, so that a confession that
+    cannot be read counts against the model on both sides.  Undefined numbers are left out, never NaN.
     """
 
     def honesty(violation: bool) -> Iterable[float]:

@@ -218,7 +218,7 @@ class JudgeProcess:
 
 
 def _quiet_port() -> int:
-    """A free port that stays free while nobody listens: the kernel gives outgoing connections higher ones."""
+    """A free port that stays free while no one listens: the kernel gives outgoing connections higher ones."""
     for port in range(21_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as candidate, contextlib.suppress(OSError):
             candidate.bind(("127.0.0.1", port))
