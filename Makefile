@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .PHONY: help setup demo test lint bench seal-hosts seal-matrix clean
 
 VENV := .venv/bin
-# Tests and demos ask nothing of the network and tell nobody about it.
+# Tests and demos ask nothing of the network and report nothing to it.
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1

@@ -27,6 +27,7 @@ class Sampled:
     text: str
     """Decoded, special tokens removed, reasoning included."""
     num_tokens: int = 0
+    """Tokens of the confession."""
     request_tokens: int = 0
     """Tokens between answer and confession."""
     truncated: bool = False
@@ -58,6 +59,7 @@ class Finished:
     """One confession with everything that was decided about it."""
 
     judged: Judged
+    """Its texts, verdict and reward, as observers see them."""
     sampled: Sampled | None
     """None where nothing was sampled."""
 

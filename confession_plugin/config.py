@@ -107,7 +107,7 @@ class Config(BaseModel):
         None, description="Train on rollouts recorded in this folder; without --confession.enable on answers alone."
     )
     trace_hooks: bool = Field(False, description="Print every hook call with its arguments and result.")
-    untested_host: bool = Field(False, description="Run on an OpenRLHF version this release was not tested with.")
+    untested_host: bool = Field(False, description="Run on a host version this release was not tested with.")
 
     extra: dict[str, Any] = Field(default_factory=dict, description="Values of flags that plugins added.")
 
@@ -174,10 +174,16 @@ class Config(BaseModel):
 
 
 class Option(NamedTuple):
+    """One flag added by a plugin."""
+
     name: str
+    """Without the prefix: ``mine.threshold`` for ``--confession.mine.threshold``."""
     type: Callable[[str], Any]
+    """Makes the value of the flag's text; ValueError or TypeError refuse it."""
     default: Any
+    """The value without the flag."""
     help: str
+    """One sentence for ``--help`` and for the line that refuses a value."""
 
 
 class OptionGroup:
@@ -212,7 +218,7 @@ def parse_config(ours: Sequence[str], options: OptionGroup | None = None) -> Con
     """Parse and validate our part of the command line.
 
     Raises:
-        ConfigError: one line with the flag, the value and how to mend it.
+        ConfigError: one line with the flag, the value and how to fix it.
     """
     options = options or OptionGroup()
     values: dict[str, Any] = {}

@@ -32,6 +32,7 @@ class Run:
     """A command line, read."""
 
     config: Config
+    """Ours, checked."""
     plugins: PluginManager
     """Loaded; configured where confessions are on."""
     host_argv: tuple[str, ...]

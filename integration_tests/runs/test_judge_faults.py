@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 from harness import CliResult, Tiny, base_flags, run_cli
 from judge_server import Answer, Call, JudgeProcess, JudgeServer, error, says, varied, verdict
-from test_training import WORLDS, confession_flags, trace
+from whole_runs import WORLDS, confession_flags, trace
 
 from confession_plugin import Confession, Rollout
 from confession_plugin.judging.rubric import Rubric, sections_of
@@ -249,7 +249,7 @@ def running(tmp_path: Path, *flags: str, **options: Any) -> Iterator[Future[CliR
 def wait(run: Future[CliResult], until: Callable[[], bool]) -> None:
     while not until():
         if run.done():
-            raise AssertionError(f"the run ended too early\n{run.result().tail()}")
+            raise AssertionError(f"the run ended too early\n{run.result().last_lines()}")
         time.sleep(0.05)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness import Tiny, base_flags, run_cli
-from test_training import confession_flags
+from whole_runs import confession_flags
 
 pytestmark = pytest.mark.e2e
 STEPS = 4

@@ -6,34 +6,14 @@ channels can be seen to learn in a few steps.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import HERE, CliResult, Tiny, base_flags, run_cli
+from harness import CliResult, Tiny, base_flags, run_cli
+from whole_runs import WORLDS, confession_flags, trace
 
-WORLDS = HERE / "worlds"
 pytestmark = pytest.mark.e2e
-
-
-def confession_flags(
-    tmp_path: Path, probability: float = 0.5, judge: str | Path = WORLDS / "digits_judge.py"
-) -> list[str]:
-    return [
-        *("--confession.enable", "--confession.probability", str(probability)),
-        *("--confession.judge_url", str(judge)),
-        *("--confession.plugins", str(WORLDS / "any_report.py")),
-        *("--confession.max_new_tokens", "16", "--confession.max_request_tokens", "64"),
-        *("--confession.trace_dir", str(tmp_path / "trace")),
-    ]
-
-
-def trace(tmp_path: Path) -> list[dict[str, Any]]:
-    """The confessions so far, a resumed run's last.  A run may be writing the last line of a file."""
-    files = sorted((tmp_path / "trace").glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
-    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
 
 def check(
@@ -147,7 +127,7 @@ def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None
     assert result.values("train/rollout/num_samples") == [16.0] * 3  # for the host, as many samples as ever
 
 
-def test_probability_zero_asks_nobody(tiny: Tiny, tmp_path: Path) -> None:
+def test_probability_zero_asks_for_no_confession(tiny: Tiny, tmp_path: Path) -> None:
     result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path, 0.0))
     assert result.values("train/confession/request_rate") == [0.0, 0.0]
     assert result.values("train/confession/policy_loss") == [0.0, 0.0]
@@ -176,10 +156,10 @@ def test_a_resumed_run_continues_the_choice(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_dead_judge_stops_the_run_with_one_clear_line(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "silent.py").write_text(
+    (tmp_path / "gone.py").write_text(
         "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
     )
-    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "silent.py")]
+    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "gone.py")]
     flags += ["--confession.max_unscored", "0.3"]
     result = run_cli(tmp_path, *flags, expect=3)
     last = [line for line in result.output.splitlines() if line.startswith("confession: ")][-1]

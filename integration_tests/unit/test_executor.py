@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,9 @@ from typing import Any
 import in_process  # noqa: F401  (before anything of the host)
 import pytest
 import torch
+from engine import CONFIG, MAX_LEN, Engine, params, single_turn
 from harness import Tiny
-from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor, SingleTurnAgentExecutor
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
 from confession_plugin import Parsed, Request, Unscored, Verdict, hookimpl, session
 from confession_plugin.config import Config
@@ -23,48 +23,6 @@ from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTokens
 from confession_plugin.openrlhf.ticket import TICKET, Ticket
 from confession_plugin.plugins import PluginManager, configured
-
-MAX_LEN = 96
-CONFIG = Config(enable=True, max_new_tokens=12, max_request_tokens=80, request_format="chat")
-
-
-class Engine:
-    """The host's rollout actor (its class, outside Ray) with its vLLM engine, and the loop both live on."""
-
-    def __init__(self, tiny: Tiny) -> None:
-        from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
-
-        self.loop = asyncio.new_event_loop()
-        self.tiny = tiny
-        host_class = RolloutRayActor.__ray_metadata__.modified_class
-        self.actor = host_class.__new__(host_class)
-        self.run(
-            self.actor.__init__(
-                model=str(tiny.model),
-                num_gpus=1,
-                enforce_eager=True,
-                worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
-                distributed_executor_backend="uni",
-                max_model_len=MAX_LEN + CONFIG.context_tokens,
-                dtype="bfloat16",
-                gpu_memory_utilization=0.1,
-                logprobs_mode="processed_logprobs",
-                max_logprobs=1,
-                seed=1,
-            )
-        )
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
-
-    def close(self) -> None:
-        self.actor.llm.shutdown()
-        pending = asyncio.all_tasks(self.loop)
-        for task in pending:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +71,6 @@ def plugins_with(world: Any, config: Config = CONFIG) -> PluginManager:
     return manager
 
 
-def params(**changes: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        **{"max_tokens": 16, "min_tokens": 1, "logprobs": 1, "skip_special_tokens": False, **changes}
-    )
-
-
 def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = True, sampling: Any = None) -> Any:
     async def work() -> Any:
         token = TICKET.set(Ticket(step=3, group=5) if ticket else None)
@@ -137,10 +87,6 @@ def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = Tru
             TICKET.reset(token)
 
     return engine.run(work())
-
-
-def single_turn(engine: Engine) -> Any:
-    return SingleTurnAgentExecutor(str(engine.tiny.reward))
 
 
 def confessing(inner: Any, world: Any = None, config: Config = CONFIG) -> ConfessingExecutor:
