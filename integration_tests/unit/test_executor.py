@@ -21,10 +21,11 @@ from confession_plugin.config import Config
 from confession_plugin.errors import JudgeError, PluginError
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTokens
-from confession_plugin.openrlhf.ticket import TICKET, Ticket
+from confession_plugin.openrlhf.ticket import Ticket, asking
 from confession_plugin.plugins import PluginManager, configured
 
 MAX_LEN = 96
+PROMPT = "<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
 CONFIG = Config(enable=True, max_new_tokens=12, max_request_tokens=80, request_format="chat")
 
 
@@ -123,18 +124,16 @@ def params(**changes: Any) -> Any:
 
 def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = True, sampling: Any = None) -> Any:
     async def work() -> Any:
-        token = TICKET.set(Ticket(step=3, group=5) if ticket else None)
-        try:
+        sampling_params = sampling or params()
+        with asking(Ticket(step=3, group=5) if ticket else None, sampling_params):
             return await executor.execute(
-                prompt="<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n",
+                prompt=PROMPT,
                 label="3",
-                sampling_params=sampling or params(),
+                sampling_params=sampling_params,
                 max_length=MAX_LEN,
                 hf_tokenizer=tokenizer,
                 llm_engine=engine.actor,
             )
-        finally:
-            TICKET.reset(token)
 
     return engine.run(work())
 
