@@ -6,6 +6,7 @@ import inspect
 import json
 import pickle
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from template_zoo import real_tokenizers
 
-from confession_plugin.judging.rubric import builtin_prompt
+from confession_hooks import inject
 from confession_plugin.report import (
     Compliance,
     Report,
@@ -228,7 +229,8 @@ def test_an_error_survives_the_way_to_another_process() -> None:
     assert (str(error), error.kind) == ("no text", Unreadable.EMPTY)
 
 
-REQUESTS = {name: builtin_prompt(name).strip() for name in ("request.txt", "request_compact.txt")}
+PROMPTS = Path(inject.__file__).parent / "prompts"
+REQUESTS = {name: (PROMPTS / name).read_text().strip() for name in ("request.txt", "request_compact.txt")}
 
 
 def test_the_request_describes_the_whole_schema() -> None:
