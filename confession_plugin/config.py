@@ -84,7 +84,9 @@ class Config(BaseModel):
     judge_concurrency: int = Field(64, ge=1, description="Judge requests under way at once, per rollout worker.")
     judge_max_tokens: int = Field(2048, ge=1, description="Token budget of a verdict.")
     judge_body: str | None = Field(
-        None, description='JSON object of further request fields for the judge\'s server, e.g. {"temperature": 0}.'
+        None,
+        description='JSON object of further request fields for the judge\'s server, e.g. {"temperature": 0}; '
+        '"${NAME}" is an environment variable.',
     )
     judge_calibration_model: str | None = Field(
         None, description="Model that writes an independent report on each answer, for the judge to compare."

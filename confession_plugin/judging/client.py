@@ -173,9 +173,9 @@ class ChatClient:
                 options={"max_retries": retries, "headers": {"Content-Type": "application/json"}},
             )
             redirected_to = self.redact(_redirected_to(response))
-            return Reply(read_completion(response.content), server, time.monotonic() - started)
+            return Reply(read_completion(response.content, self.redact), server, time.monotonic() - started)
         except Exception as error:
-            failure = failure_of(error)
+            failure = failure_of(error, self.redact)
             if isinstance(error, openai.APIStatusError):
                 redirected_to = self.redact(_redirected_to(error.response))
             if failure.reason != Reason.CONTEXT_TOO_LONG:  # short cases fit
@@ -191,7 +191,7 @@ class ChatClient:
         try:
             return self._loops.get()
         except Exception as error:  # the environment's proxies or certificates are no such thing
-            failure = failure_of(error)
+            failure = failure_of(error, self.redact)
             sent = Sent(self.max_tokens, self._body, False)
             raise self._named(self.servers[0], failure, advice(failure, sent, "")) from None
 

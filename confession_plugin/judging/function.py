@@ -15,6 +15,7 @@ from typing import Any
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfigError, PluginError, Unscored
 from confession_plugin.judging.per_loop import PerLoop
+from confession_plugin.judging.redaction import one_line
 from confession_plugin.plugins import load_file
 from confession_plugin.reasons import Reason
 from confession_plugin.records import Confession, Rollout, Verdict
@@ -89,8 +90,8 @@ class FunctionJudge:
             return Verdict({str(name): _number(value) for name, value in ratings.items()}, latency_s=latency_s)
         except (TypeError, ValueError) as error:
             raise PluginError(
-                f"{FLAG}: judge in {self.path} returned {_shown(result)}: {error}; return a Verdict, a number in "
-                "[0, 1], a mapping of such ratings, or None"
+                f"{FLAG}: judge in {self.path} returned {_shown(result)}: {one_line(str(error))}; return a "
+                "Verdict, a number in [0, 1], a mapping of such ratings, or None"
             ) from None
 
 
@@ -132,8 +133,7 @@ def _number(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else text[:97] + "..."
+    return one_line(repr(value), 100)
 
 
 def _load(path: str) -> Callable[[Rollout, Confession], Any]:

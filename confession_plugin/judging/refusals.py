@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from confession_plugin.config import PREFIX
 from confession_plugin.errors import Unscored
 from confession_plugin.judging.transport import OversizedReply
 from confession_plugin.reasons import Reason
+
+Redact = Callable[[str], str]
 
 _LONGEST_MESSAGE = 4000
 """Characters of a server's message that are looked at."""
@@ -32,15 +34,18 @@ class TooLong(Unscored):
         self.refusal = refusal
 
 
-def failure_of(error: Exception) -> Unscored:
-    """Anything that a request can raise, as a judgment without a score."""
+def failure_of(error: Exception, redact: Redact) -> Unscored:
+    """Anything that a request can raise, as a judgment without a score.
+
+    `redact` takes secrets out of what the server said before any of it is cut: half a key is not recognised.
+    """
     if isinstance(error, Unscored):
         return error
     if isinstance(error, openai.APITimeoutError):
         return Unscored(Reason.TIMEOUT, str(error.__cause__ or error))
     if isinstance(error, openai.APIStatusError):
         # Not error.body, which is what stands within "error": a type or a code may stand beside it.
-        return status_failure(error.status_code, _json(error.response.content))
+        return status_failure(error.status_code, _json(error.response.content), redact)
     if isinstance(error, OversizedReply):
         return Unscored(Reason.BAD_RESPONSE, str(error))
     if isinstance(error, openai.APIConnectionError):
@@ -51,9 +56,13 @@ def failure_of(error: Exception) -> Unscored:
     return Unscored(Reason.CONNECTION, f"{type(error).__name__}: {error}")
 
 
-def status_failure(status: int, body: Any) -> Unscored:
+def status_failure(status: int, body: Any, redact: Redact = str) -> Unscored:
     """The failure that an HTTP status and an error's body stand for; gateways put both into a reply of status 200."""
-    text, codes = _words(body)
+    try:
+        text, codes = _words(body)
+    except RecursionError:
+        text, codes = "an error nested too deeply", set()
+    text = redact(text)[:_LONGEST_MESSAGE]
     detail = f"HTTP {status}: {text}"
     if status in (400, 413, 422, 500, 200) and (codes & _TOO_LONG_CODES or _TOO_LONG.search(text) or status == 413):
         return TooLong(detail, text)
@@ -87,7 +96,7 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        return content[:_LONGEST_MESSAGE].decode("utf-8", "replace")
+        return content.decode("utf-8", "replace")
 
 
 # ── a reply of status 200 ──
@@ -103,9 +112,11 @@ class Completion:
     """Text that the server gives beside the reply as its model's reasoning."""
     prompt_tokens: int = 0
     """How long the server says the messages were; 0 when it does not."""
+    completion_tokens: int = 0
+    """The same of its reply."""
 
 
-def read_completion(content: bytes) -> Completion:
+def read_completion(content: bytes, redact: Redact = str) -> Completion:
     """The chat completion in a reply's body.
 
     Raises:
@@ -114,9 +125,8 @@ def read_completion(content: bytes) -> Completion:
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as error:
-        head = content[:200].decode("utf-8", "replace")
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise Unscored(Reason.BAD_RESPONSE, f"not JSON: {problem[:200]}: {head}") from None
+        raise Unscored(Reason.BAD_RESPONSE, f"not JSON: {problem[:200]}: {_head(content, redact)}") from None
     choices = _get(body, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = _get(choice, "message")
@@ -124,23 +134,24 @@ def read_completion(content: bytes) -> Completion:
     upstream = _get(choice, "error") or _get(body, "error")
     if upstream is not None and (message is None or finish_reason == "error" or not _get(message, "content")):
         code = _get(upstream, "code")
-        raise status_failure(code if isinstance(code, int) and 400 <= code < 600 else 200, body_of(upstream))
+        said = upstream if isinstance(upstream, (dict, str)) else "an error without words"
+        raise status_failure(code if isinstance(code, int) and 400 <= code < 600 else 200, said, redact)
     if not isinstance(message, dict):
-        head = content[:300].decode("utf-8", "replace")
-        raise Unscored(Reason.BAD_RESPONSE, f"not a chat completion: {head}")
+        raise Unscored(Reason.BAD_RESPONSE, f"not a chat completion: {_head(content, redact)}")
     refusal = message.get("refusal")
     if refusal or finish_reason == "content_filter":
-        raise Unscored(Reason.REFUSED, str(refusal or "content filter"))
+        raise Unscored(Reason.REFUSED, refusal if refusal and isinstance(refusal, str) else "content filter")
     return Completion(
         text=_text_of(message.get("content")),
         finish_reason=finish_reason if isinstance(finish_reason, str) else "",
         reasoning=_text_of(message.get("reasoning_content") or message.get("reasoning")),
         prompt_tokens=_prompt_tokens(_get(body, "usage")),
+        completion_tokens=_most(_get(_get(body, "usage"), "completion_tokens")),
     )
 
 
-def body_of(upstream: Any) -> Any:
-    return upstream if isinstance(upstream, (dict, str)) else str(upstream)
+def _head(content: bytes, redact: Redact) -> str:
+    return redact(content.decode("utf-8", "replace"))[:300]
 
 
 def _get(holder: Any, name: str) -> Any:
@@ -157,7 +168,11 @@ def _prompt_tokens(usage: Any) -> int:
     found = _get(usage, "prompt_tokens")
     cached = _get(_get(usage, "prompt_tokens_details"), "cached_tokens")
     # Some count what they had in their cache apart.
-    return max((n for n in (found, cached) if isinstance(n, int) and not isinstance(n, bool)), default=0)
+    return _most(found, cached)
+
+
+def _most(*counts: Any) -> int:
+    return max((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), default=0)
 
 
 # ── an error's words ──
@@ -175,7 +190,7 @@ def _words(body: Any) -> tuple[str, set[str]]:
     holders = [holder for holder in (inner, body) if isinstance(holder, dict)]
     codes = {str(holder.get(name)) for holder in holders for name in ("code", "type", "error_type", "innererror")}
     text = "; ".join(parts) or (_said(body) if body else "no message")
-    return text[:_LONGEST_MESSAGE], codes | set(re.findall(r"'code': '(\w+)'", " ".join(codes)))
+    return text, codes | set(re.findall(r"'code': '(\w+)'", " ".join(codes)))
 
 
 def _said(value: Any) -> str:
@@ -185,8 +200,8 @@ def _said(value: Any) -> str:
             for entry in value[:8]
         )
     if isinstance(value, dict):
-        return str(value.get("message") or json.dumps(value)[:_LONGEST_MESSAGE])
-    return str(value)[:_LONGEST_MESSAGE]
+        return str(value.get("message") or json.dumps(value))
+    return str(value)
 
 
 def _place(loc: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confession_plugin.judging.client import ChatClient, Reply, Server
-from confession_plugin.judging.refusals import TooLong, token_counts
+from confession_plugin.judging.refusals import Completion, TooLong, token_counts
 from confession_plugin.judging.rubric import Message, Rubric
 
 logger = logging.getLogger(__name__)
@@ -46,10 +46,12 @@ async def complete_truncating(
         last = dropped >= droppable or cut == _MOST_CUTS
         try:
             reply = await client.complete(messages, response_format, avoid)
-            excess = unread_characters(messages, reply.completion.prompt_tokens)
+            unread = unread_characters(messages, reply.completion.prompt_tokens)
+            excess = unread or crowding_characters(messages, reply.completion, client.max_tokens)
             if excess is None or last:
                 return reply
-            _notice(reply.server, excess, messages)
+            if unread is not None:
+                _notice(reply.server, unread, messages)
         except TooLong as error:
             if last:
                 raise
@@ -103,10 +105,23 @@ def excess_characters(refusal: str, messages: Sequence[Message], max_tokens: int
     counts = token_counts(refusal)
     if counts is None:
         return None
-    limit, used = counts
+    return _excess(_size(messages), *counts, max_tokens)
+
+
+def crowding_characters(messages: Sequence[Message], completion: Completion, max_tokens: int) -> int | None:
+    """How many characters too many left the reply no room; None when its own budget ended it, or nothing did.
+
+    Some servers take messages that just fit, and stop where the context is full.
+    """
+    used, written = completion.prompt_tokens, completion.completion_tokens
+    if completion.finish_reason != "length" or not used or not 0 < written < 0.9 * max_tokens:
+        return None
+    return _excess(_size(messages), used + written, used, max_tokens)
+
+
+def _excess(size: int, limit: int, used: int, max_tokens: int) -> int:
     # Where the budget of the verdict alone fills the context, the server may still give what is left.
     room = limit - max_tokens if limit > max_tokens else limit // 4
-    size = _size(messages)
     return max(size - int(0.95 * size * room / used), 1)
 
 

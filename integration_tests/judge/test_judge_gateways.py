@@ -59,6 +59,31 @@ def test_the_counts_are_read_exactly_where_they_are_said() -> None:
             assert counts[0] in (context, context - 100), name
 
 
+@pytest.mark.parametrize("left", [1, 50, 200, 299])
+def test_messages_that_leave_the_verdict_no_room_are_cut(left: int) -> None:
+    """By a server that takes what just fits, and stops in the middle of its verdict."""
+    gateway = GATEWAYS["LlamaCpp"]()
+    with JudgeServer() as server:
+        ask(judge_at(server.url), Rollout("The task.", "Done.", f"{LONG[:8000]}\nDone."))
+        size = len(server.calls[0].text)
+    filler = "x" * (4 * (gateway.context - left) - size)
+    with JudgeServer(gateway) as server:
+        rollout = Rollout("The task.", "Done.", f"{LONG[:8000]}{filler}\nDone.")
+        (found,) = ask(judge_at(server.url), rollout)
+    assert found.scored and len(server.calls) == 2 and " cut ...]" in user_turn(server.calls[1])
+
+
+def test_a_verdict_that_its_own_budget_cut_is_not_taken_for_a_full_context() -> None:
+    async def behave(call: Call) -> Answer:
+        body = json.loads(says("{", "length").body)
+        return reply(200, {**body, "usage": {"prompt_tokens": 1000, "completion_tokens": call.body["max_tokens"]}})
+
+    with JudgeServer(behave) as server:
+        (found,) = ask(judge_at(server.url), Rollout("The task.", "Done.", LONG[:3000]))
+    assert found.unscored == "unparsable" and "raise --confession.judge_max_tokens" in found.detail
+    assert len(server.calls) == 2
+
+
 # ── a judge that drops the front of the message ──
 
 
@@ -233,6 +258,9 @@ MALFORMED = {
     "a long integer": b'{"choices": ' + b"9" * 6000 + b"}",
     "a long float": b'{"choices": 1e' + b"9" * 6000 + b"}",
     "deep error": b'{"error": ' + b"[" * 200_000,
+    "deep within limits": b'{"error": ' + b"[" * 700 + b"]" * 700 + b"}",
+    "deep refusal": b'{"choices": [{"message": {"refusal": ' + b"[" * 700 + b"]" * 700 + b"}}]}",
+    "deep detail": b'{"detail": [{"loc": ' + b"[" * 900 + b"]" * 900 + b', "msg": {"a": 1}}]}',
     "an integer": b"7",
     "a string": b'"ok"',
     "choices of strings": b'{"choices": ["x"]}',
@@ -261,7 +289,7 @@ def test_no_malformed_reply_ends_a_run(name: str, status: int) -> None:
 
     with JudgeServer(behave) as server:
         (found,) = ask(judge_at(server.url))
-    expected = {200: ("bad_response", "unparsable"), 400: ("http_4xx",), 500: ("http_5xx",)}[status]
+    expected = {200: ("bad_response", "unparsable", "refused"), 400: ("http_4xx",), 500: ("http_5xx",)}[status]
     assert found.unscored in expected
     assert re.fullmatch(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,900}", found.detail)
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from judge_server import Answer, Call, verdict
+from judge_server import Answer, Call, says, verdict
 
 
 def reply(status: int, body: Any) -> Answer:
@@ -64,12 +64,21 @@ class OldVLLM(Gateway):
         return reply(400, {"object": "error", "message": message, "type": "BadRequestError", "code": 400})
 
 
-class LlamaCpp(Gateway):
-    """The verdict may take what is left of the context."""
+class Crowded(Gateway):
+    """Takes messages that just fit: the verdict, of 300 tokens here, stops where the context is full."""
 
     def budget(self, call: Call) -> int:
         return 0
 
+    def judged(self, call: Call, used: int) -> Answer:
+        left = self.context - used
+        if left >= 300:
+            return super().judged(call, used)
+        body = json.loads(says('{"reasons": "Beca', "length").body)
+        return reply(200, {**body, "usage": {"prompt_tokens": used, "completion_tokens": left}})
+
+
+class LlamaCpp(Crowded):
     def too_long(self, used: int, room: int, budget: int) -> Answer:
         message = (
             f"request ({used} tokens) exceeds the available context size ({self.context} tokens), try increasing it"
@@ -139,10 +148,7 @@ class OllamaStrict(Gateway):
         return reply(400, {"error": {**error, "param": None}})
 
 
-class LMStudio(Gateway):
-    def budget(self, call: Call) -> int:
-        return 0
-
+class LMStudio(Crowded):
     def too_long(self, used: int, room: int, budget: int) -> Answer:
         message = (
             f"Trying to keep the first {used} tokens when context the overflows. However, the model is loaded with "
