@@ -224,9 +224,9 @@ class _StandIns:
         change = TurnChange(role, self.closing, placed.before[len(self.closing) :], placed.after, ends)
         others = (self._place(role, **switch) for switch in _MODES)
         modes = [
-            replace(change, after=other.after)
+            replace(change, before=other.before[len(self.closing) :], after=other.after)
             for other in others
-            if other is not None and other.before == placed.before and other.after != placed.after
+            if other is not None and other.before.startswith(self.closing) and other.after != placed.after
         ]
         return replace(change, modes=tuple(dict.fromkeys(modes)))
 

@@ -126,6 +126,22 @@ def test_a_prompt_that_was_opened_by_hand(opening: str, confession: str) -> None
     assert tokenizer.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n" + confession)
 
 
+def test_a_template_whose_mode_also_stands_before_the_request() -> None:
+    template = (
+        "{% set off = enable_thinking is defined and not enable_thinking %}{% for m in messages %}<|{{ m['role'] }}|>"
+        "{% if off and m['role'] == 'user' %}/off {% endif %}{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% if off %}<think></think>{% endif %}{% endif %}"
+    )
+    tokenizer = byte_tokenizer(template + "{# <|user|> <|assistant|> #}")
+    request = Request(text="Report.", role="user")
+    for off, before in ((True, "/off "), (False, "")):
+        prompt = ids_of(tokenizer, render(tokenizer, ("user", "3 + 4?"), enable_thinking=not off))
+        answered = prompt + ids_of(tokenizer, "7<|end|>")
+        ids = request_token_ids(tokenizer, request, answered, chat=True, answer_start=len(prompt))
+        block = "<think></think>" if off else ""
+        assert tokenizer.decode(ids) == f"<|user|>{before}Report.<|end|><|assistant|>{block}"
+
+
 def test_without_the_answers_start_only_an_empty_block_is_carried_over() -> None:
     tokenizer = byte_tokenizer(TEMPLATES["qwen3"])
     for written, opening in (("<think>\n\n</think>\n\n7", "<think>\n\n</think>\n\n"), ("<think>\n3 + 4</think>7", "")):
