@@ -112,6 +112,9 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
     """
     response = dict(response)
     tokens: ConfessionTokens | None = response.pop("confession", None)
+    for name in ("reward", "scores"):  # reward servers send lists of one number
+        while isinstance(response.get(name), list) and len(response[name]) == 1:
+            response[name] = response[name][0]
     experience = host(self, response, **kwargs)
     Progress.of(self).confessed += tokens is not None
     extra = []
