@@ -12,7 +12,6 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -126,7 +125,8 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
     rows = [unfold(experience) for experience in experiences]
     answers, honesty = channels_of(self, experiences, rows)
     of_answers = estimate_answers(HostEstimator(host, self, rows, answers))
-    of_honesty = estimate_honesty(HostEstimator(host, self, [_without_outcomes(one) for one in rows], honesty))
+    copies = [_without_outcomes(one) for one in rows]
+    of_honesty = estimate_honesty(HostEstimator(host, maker_for_honesty(self), copies, honesty))
     merged = merge(of_answers, of_honesty, answers.masks, honesty.masks)
     one: Any
     for experience, one, advantages, returns in zip(experiences, rows, merged.advantages, merged.returns, strict=True):
@@ -156,28 +156,36 @@ def estimate_honesty(honesty: HostEstimator) -> TokenValues:
     channel, plugins = honesty.channel, session.plugins()
     if not torch.isfinite(channel.rewards[channel.scored]).all():
         raise PluginError("an honesty reward is not finite in float32; look at what gives it (confession_reward)")
+    given = copy.deepcopy(channel)
     found = plugins.hook.confession_advantages(
         honesty=HonestyChannel(
-            rewards=channel.rewards.clone(),
-            scored=channel.scored.clone(),
-            masks=[mask.clone() for mask in channel.masks],
-            group_size=channel.group_size,
+            rewards=given.rewards,
+            scored=given.scored,
+            masks=given.masks,
+            group_size=given.group_size,
             estimator=honesty.estimator,
             estimate=lambda rewards, rows, group_size: _estimate_unpenalised(honesty, rewards, rows, group_size),
         )
     )
-    _require_values(found, channel.masks, plugins.decided_by.get("confession_advantages"))
-    return found
+    return _checked_values(found, channel.masks, plugins.decided_by.get("confession_advantages"))
 
 
 def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor, group_size: int) -> TokenValues:
     """`HonestyChannel.estimate`: without the host's length and truncation penalties, which are the answer's.
 
     Raises:
+        PluginError: rewards or rows of a shape that is no batch of groups.
         HostError: the host changed an honesty reward all the same.
     """
-    rewards = rewards.to(torch.float32)
-    values, views = honesty.run(rewards, rows, honesty.without_penalties(group_size))
+    count = len(honesty.channel.rewards)
+    if rewards.shape != (count,) or sorted(set(rows.tolist()) & set(range(count))) != sorted(rows.tolist()):
+        raise PluginError(
+            f"honesty.estimate: give ({count},) rewards, and rows that are different numbers below {count}"
+        )
+    if group_size < 1 or len(rows) % group_size:
+        raise PluginError(f"honesty.estimate: {len(rows)} rows are no groups of {group_size}")
+    rewards = rewards.detach().to(torch.float32)
+    values, views = honesty.run(rewards, rows, group_size)
     for view, number, local in views:
         given = rewards[honesty.channel.entries[number][local]]
         if not torch.equal(view.rewards.nan_to_num(), given.nan_to_num()):
@@ -188,8 +196,8 @@ def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor,
     return values
 
 
-def _require_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> None:
-    """One finite (B, A) tensor per experience.
+def _checked_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> TokenValues:
+    """The channel's values as finite float32 (B, A) tensors, one per experience, that nobody else holds.
 
     Raises:
         PluginError: something else; names the plugin.
@@ -198,15 +206,22 @@ def _require_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> 
         raise PluginError("no plugin gave advantages: all that implement confession_advantages gave None")
     if not isinstance(found, TokenValues):  # a wrapper's word, which nothing has checked
         raise PluginError(f"confession_advantages gave {type(found).__name__}; give the honesty channel's TokenValues")
-    for name in ("advantages", "returns"):
-        values: Sequence[Tensor] = getattr(found, name)
-        if [value.shape for value in values] != [mask.shape for mask in masks]:
+    advantages, returns = list(found.advantages), list(found.returns)
+    for name, values in (("advantages", advantages), ("returns", returns)):
+        # A subclass of Tensor could run code of its own where it meets the answer's values.
+        plain = all(type(value) is Tensor and not value.is_complex() for value in values)
+        if not plain or [value.shape for value in values] != [mask.shape for mask in masks]:
             raise PluginError(
                 f"plugin {plugin!r}: confession_advantages gave {name} of other shapes than honesty.masks; give one "
-                "(B, A) tensor for each mask"
+                "(B, A) float tensor for each mask"
             )
+    checked = TokenValues(
+        *([value.detach().to("cpu", torch.float32, copy=True) for value in values] for values in (advantages, returns))
+    )
+    for name, values in (("advantages", checked.advantages), ("returns", checked.returns)):
         if not all(torch.isfinite(value[mask]).all() for value, mask in zip(values, masks, strict=True)):
-            raise PluginError(f"plugin {plugin!r}: confession_advantages gave {name} that are not finite")
+            raise PluginError(f"plugin {plugin!r}: confession_advantages gave {name} that are not finite in float32")
+    return checked
 
 
 def answer_entries(experience: Any) -> Tensor:
@@ -278,20 +293,39 @@ def channels_of(maker: Any, experiences: Sequence[Any], rows: Sequence[Any]) -> 
 
 
 def _without_outcomes(rows: Any) -> Any:
-    """The micro-batch without what the host knows of its answers' rewards.
+    """A copy of the micro-batch without what the host knows of its answers' rewards.
 
     The host reads lengths and truncation for the answer's penalties alone; there is one of each per row here.
     """
     count = len(rows.sequences)
-    return dataclasses.replace(
-        rows,
-        rewards=None,
-        scores=None,
-        total_length=None,
-        response_length=torch.zeros(count, dtype=rows.response_length.dtype),
-        truncated=torch.zeros(count, dtype=rows.truncated.dtype),
-        info={name: value for name, value in rows.info.items() if name.startswith(PREFIX)},
-    )
+    tensors = {
+        field.name: value.clone()
+        for field in dataclasses.fields(rows)
+        if rows.is_step_tensor_field(field.name) and (value := getattr(rows, field.name)) is not None
+    }
+    outcomes = {"rewards": None, "scores": None, "total_length": None, "info": {}}
+    lengths = torch.zeros(count, dtype=rows.response_length.dtype)
+    truncated = torch.zeros(count, dtype=rows.truncated.dtype)
+    return dataclasses.replace(rows, **tensors, **outcomes, response_length=lengths, truncated=truncated)
+
+
+_NO_PENALTIES = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}
+
+
+def maker_for_honesty(maker: Any) -> Any:
+    """The experience maker as the honesty channel has it: settings of its own without penalties, and no models.
+
+    The penalties are switched off by these settings, not by empty lengths alone: whatever a penalty counts, it is the
+    answer's.
+    """
+    mine = copy.copy(maker)
+    mine.strategy = copy.copy(maker.strategy)
+    mine.strategy.args = mine.args = copy.deepcopy(maker.args)
+    for name, off in _NO_PENALTIES.items():
+        setattr(mine.args.reward, name, off)
+    mine.kl_ctl = copy.copy(maker.kl_ctl)
+    mine.actor_model_group = mine.critic_model_group = mine.reward_model_group = mine.initial_model_group = None
+    return mine
 
 
 View = tuple[Any, int, Tensor]
@@ -308,8 +342,11 @@ class HostEstimator:
         self.channel = channel
         self.estimator = known_estimator(maker.advantage_estimator)
 
-    def run(self, rewards: Tensor, entries: Tensor, maker: Any = None) -> tuple[TokenValues, list[View]]:
-        """The host's values on the channel's `entries` ((E,) long) with these (N,) rewards, zero elsewhere."""
+    def run(self, rewards: Tensor, entries: Tensor, group_size: int | None = None) -> tuple[TokenValues, list[View]]:
+        """The host's values on the channel's `entries` ((E,) long) with these (N,) rewards, zero elsewhere.
+
+        `group_size`: entries side by side that share a baseline, in place of the run's own.
+        """
         place = torch.full((len(rewards) + 1,), -1)  # where an entry stands among `entries`; last: no entry
         place[entries] = torch.arange(len(entries))
         views: list[View] = []
@@ -322,7 +359,7 @@ class HostEstimator:
                 view = take_rows(view, local)
             view.index = place[of_rows[local]].tolist()
             views.append((view, number, local))
-        self._host(maker or copy.copy(self._maker), [view for view, _, _ in views])
+        self._host(self._maker_for(group_size), [view for view, _, _ in views])
         results = zeros_on(self.channel.masks)
         for view, number, local in views:
             on_mask = self.channel.masks[number][local]
@@ -331,14 +368,14 @@ class HostEstimator:
                 filled[number][local, :width] = keep(found.float(), on_mask[:, :width])
         return results, views
 
-    def without_penalties(self, group_size: int) -> Any:
-        """The experience maker with other settings: shallow copies down to the changed ones."""
+    def _maker_for(self, group_size: int | None) -> Any:
+        """A copy of the experience maker, with another group size."""
         maker = copy.copy(self._maker)
-        args = SimpleNamespace(**vars(maker.args))
-        args.rollout = SimpleNamespace(**{**vars(args.rollout), "n_samples_per_prompt": group_size})
-        args.reward = SimpleNamespace(**{**vars(args.reward), **_NO_PENALTIES})
-        maker.strategy = copy.copy(maker.strategy)
-        maker.strategy.args = maker.args = args
+        if group_size is not None:
+            maker.strategy = copy.copy(maker.strategy)
+            maker.strategy.args = maker.args = copy.copy(maker.args)
+            maker.args.rollout = copy.copy(maker.args.rollout)
+            maker.args.rollout.n_samples_per_prompt = group_size
         return maker
 
     def _view(self, number: int, rewards: Tensor) -> Any:
@@ -349,6 +386,3 @@ class HostEstimator:
             width = int((rows.attention_mask.sum(-1) - column(rows.info, "suffix")).max()) - 1
         mask = self.channel.masks[number]
         return step_view(rows, mask, width, rewards=rewards, info=dict(rows.info))
-
-
-_NO_PENALTIES = {"overlong_buffer_len": None, "stop_properly_penalty_coef": None}

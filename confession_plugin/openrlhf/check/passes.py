@@ -35,12 +35,14 @@ def one_pass(
     *,
     scores: simulator.Scores | None = None,
     trains: Callable[[int], bool] | None = None,
+    train: bool = True,
 ) -> Pass:
     """One batch under the seams now in place.
 
     Args:
         scores: in place of the reward model's.
         trains: which samples take part in the training steps; rollout micro-batches must be of one sample.
+        train: go on to the training steps.
     """
     bench = simulator.Simulator(args, scores=scores)
     samples = bench.samples(responses)
@@ -56,8 +58,9 @@ def one_pass(
     seen.append({"shaped rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]})
     if trains is not None:
         experiences = [one for one in experiences if trains(one.index[0])]
+    trained = bench.train(experiences) if train else simulator.Trained([], [])
     # Unfolded: every confession is a row of what the masks and differences look at.
-    return Pass(seen, [unfold(one) for one in experiences], bench.train(experiences), bench.rollout_stats)
+    return Pass(seen, [unfold(one) for one in experiences], trained, bench.rollout_stats)
 
 
 def masks_of(passed: Pass, config: Config, *, answer: bool = False) -> list[torch.Tensor]:

@@ -35,6 +35,9 @@ _STEP = "the trainers' training_step"
 #: Hooks that the trainer's side of a run calls.
 HOOKS = ("confession_advantages", "confession_metrics")
 
+#: Rewards with which passes go on to the training steps: a step sees advantages, no rewards, so a few will do.
+TRAINED = ("zero or one", "huge")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -159,8 +162,9 @@ class _Check:
             self._compare("honesty -> samples", _SAMPLES, compare.outcomes(base, moved), where)
             change = compare.on_masks(base, moved, answers)
             self._compare("honesty -> answer advantages", _ADVANTAGES, change, where)
-            self._compare("honesty -> answer gradients", _STEP, compare.gradients(base, moved), where)
-            self._against_stock(where, stock, moved)
+            if moved.trained.actor:
+                self._compare("honesty -> answer gradients", _STEP, compare.gradients(base, moved), where)
+                self._against_stock(where, stock, moved)
         for where, moved in self._other_confessions():
             self._against_stock(where, stock, moved)
 
@@ -173,11 +177,11 @@ class _Check:
         confessions = masks_of(base, self.config)
         for name, reward in REWARDS.items():
             where = f"task rewards {name}"
-            moved = self._pass(where, self.rollouts, coef=1.0, task=reward)
+            moved = self._pass(where, self.rollouts, coef=1.0, task=reward, train=name in TRAINED)
             change = compare.on_masks(base, moved, confessions)
             self._compare("answer -> honesty advantages", _ADVANTAGES, change, where)
-            self._compare("answer -> honesty losses", _STEP, compare.confession_losses(base, moved), where)
-            if name in ("thirds", "huge"):
+            if name in TRAINED:
+                self._compare("answer -> honesty losses", _STEP, compare.confession_losses(base, moved), where)
                 # Where every group confesses and answers are context only, the gradient is the confessions' alone.
                 change = compare.gradients(
                     alone, self._pass(where, everyone, 1.0, task=reward, config=only_confessions)
@@ -214,7 +218,7 @@ class _Check:
         """The same confessions, other honesty rewards or scored flags."""
         for name, reward in REWARDS.items():
             where = f"honesty rewards {name}"
-            yield where, self._pass(where, self.rollouts, honesty=reward)
+            yield where, self._pass(where, self.rollouts, honesty=reward, train=name in TRAINED)
         other = replace(self.rollouts, unscored=tuple(range(0, 3 * self.rollouts.samples, 2)))
         yield "other scored flags", self._pass("other scored flags", other)
 
@@ -241,6 +245,7 @@ class _Check:
         task: RewardOf | None = None,
         config: Config | None = None,
         args: Any = None,
+        train: bool = True,
     ) -> Pass:
         """One pass under the seams, with plugins that have seen nothing yet."""
         self.passes += 1
@@ -250,7 +255,7 @@ class _Check:
         made = responses(rollouts, honesty=honesty, answer_reward=None if by_model else task)
         plugins = fresh_copies(self.plugins, settings, HOOKS)
         with self._named(where), session.using(settings, plugins), seams.in_this_process():
-            return one_pass(args or self.args, made, scores=scores)
+            return one_pass(args or self.args, made, scores=scores, train=train)
 
     def _stock(self, args: Any, rollouts: RandomRollouts) -> Pass:
         """The unpatched host on the answers alone."""
