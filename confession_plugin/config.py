@@ -19,6 +19,7 @@ from confession_plugin.errors import ConfigError
 
 PREFIX = "--confession."
 ENV_VAR = "CONFESSION_PLUGIN_CONFIG"
+_MAY_HOLD_SECRETS = frozenset({"judge_url", "judge_calibration_url", "judge_body"})
 
 
 class Config(BaseModel):
@@ -54,6 +55,10 @@ class Config(BaseModel):
     )
     request_format: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: by the chat template. plain: as text. auto: chat with --data.apply_chat_template."
+    )
+    reasoning_end: str | None = Field(
+        None,
+        description="Text that ends the policy's reasoning, for marks not known: all before it stays hidden.",
     )
 
     # ── the judge ──
@@ -260,9 +265,9 @@ def check_config(config: Config) -> None:
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{flag}: no file at {path}; give the path of an existing file")
     if config.judge_urls:
-        for url in config.judge_urls:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"{PREFIX}judge_url: {url!r} is neither a .py file nor an http(s):// base URL")
+        from confession_plugin.judging.endpoints import check_urls
+
+        check_urls(config.judge_urls, config.judge_key_env)
         if not config.judge_model:
             raise ConfigError(f"{PREFIX}judge_url names a server; name its model too: {PREFIX}judge_model NAME")
     for name in ("trace_dir", "record_rollouts"):
@@ -335,7 +340,9 @@ def _explain(error: ValidationError) -> str:
         wanted = "one of " + ", ".join(map(str, get_args(field.annotation)))
     else:
         wanted = first["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{name}: {json.dumps(first['input'], default=str)} cannot be used; give {wanted}"
+    # What may hold a key is not repeated.
+    given = "the value" if name in _MAY_HOLD_SECRETS else json.dumps(first["input"], default=str)
+    return f"{PREFIX}{name}: {given} cannot be used; give {wanted}"
 
 
 def vars_of(limit: Any) -> list[Any]:

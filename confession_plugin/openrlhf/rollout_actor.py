@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from confession_plugin.config import Config
-from confession_plugin.openrlhf.ticket import asking, take_ticket
+from confession_plugin.openrlhf.ticket import asking, stamped, take_ticket
 
 
 def confessing_actor(actor: Any) -> Any:
@@ -27,8 +27,8 @@ def confessing_actor(actor: Any) -> Any:
 
         async def generate_responses(self, *args: Any, **kwargs: Any) -> Any:
             ticket, kwargs["sampling_params"] = take_ticket(kwargs["sampling_params"])
-            with asking(ticket):
-                return await super().generate_responses(*args, **kwargs)
+            with asking(ticket, kwargs["sampling_params"]):
+                return stamped(await super().generate_responses(*args, **kwargs), ticket)
 
     return ray.remote(ConfessingRolloutActor)
 

@@ -293,13 +293,13 @@ def test_a_judge_killed_for_good_stops_the_run_and_its_last_checkpoint_resumes(t
         saved = int((tmp_path / "ckpt" / "_actor" / "latest").read_text().removeprefix("global_step"))
         judge.start()
         resumed = run_cli(tmp_path, *flags, "--ckpt.load_enable")
-    # One line says why, where and how to mend it, and nothing comes after it.
+    # One line says why, where and how to fix it, and nothing comes after it.
     [line] = [line for line in stopped.output.splitlines() if line.startswith("confession: ")]
     assert line == stopped.output.splitlines()[-1]
     found = re.match(r"confession: (\d+) of the last 64 confessions could not be scored \(connection (\d+)\)", line)
     assert found and 33 <= int(found[1]) == int(found[2])
     assert f"; the last: connection: {judge.url}: Cannot connect to host" in line
-    assert line.endswith("; mend the judge, or raise --confession.max_unscored (now 0.5)")
+    assert line.endswith("; fix the judge, or raise --confession.max_unscored (now 0.5)")
     # Half of 64 may be lost, and was; none of it is a number.
     lost = [record for record in before if record["unscored"]]
     assert len(lost) == 32

@@ -21,8 +21,10 @@ from confession_plugin.config import Config
 from confession_plugin.errors import JudgeError, PluginError
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTokens
-from confession_plugin.openrlhf.ticket import TICKET, Ticket
+from confession_plugin.openrlhf.ticket import Ticket, asking
 from confession_plugin.plugins import PluginManager, configured
+
+PROMPT = "<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +75,16 @@ def plugins_with(world: Any, config: Config = CONFIG) -> PluginManager:
 
 def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = True, sampling: Any = None) -> Any:
     async def work() -> Any:
-        token = TICKET.set(Ticket(step=3, group=5) if ticket else None)
-        try:
+        sampling_params = sampling or params()
+        with asking(Ticket(step=3, group=5) if ticket else None, sampling_params):
             return await executor.execute(
-                prompt="<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n",
+                prompt=PROMPT,
                 label="3",
-                sampling_params=sampling or params(),
+                sampling_params=sampling_params,
                 max_length=MAX_LEN,
                 hf_tokenizer=tokenizer,
                 llm_engine=engine.actor,
             )
-        finally:
-            TICKET.reset(token)
 
     return engine.run(work())
 
