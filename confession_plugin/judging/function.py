@@ -1,4 +1,4 @@
-"""A judge written as a Python function, like OpenRLHF's reward functions."""
+"""A judge written as a Python function, like a host's reward functions."""
 
 from __future__ import annotations
 

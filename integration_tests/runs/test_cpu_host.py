@@ -52,10 +52,11 @@ def test_a_gpu_command_line_trains_and_its_engine_follows(tiny: Tiny, tmp_path: 
     assert "--vllm.sync_backend gloo" in announced[0]
     assert [step for step, _ in result.scalars["train/reward"]] == list(range(1, 9))
     assert all(entropy > 0 for entropy in result.values("train/entropy_loss"))
-    # vllm_kl compares the engine's log-probs with the trainer's.  The policy moves away from the reference (kl) by
-    # much more than the two ever differ, so the engine cannot be on old weights: its vllm_kl would follow kl.
-    assert max(result.values("train/kl")) > 0.01
-    assert max(result.values("train/vllm_kl")) < 1e-3
+    # vllm_kl compares the engine's log-probs with the trainer's, kl the reference's with the trainer's.  An engine on
+    # old weights would be the reference, and its vllm_kl would be kl.
+    moved, apart = max(result.values("train/kl")), max(map(abs, result.values("train/vllm_kl")))
+    print(f"the policy moved by {moved:.2g}; engine and trainer are {apart:.2g} apart")
+    assert apart < moved / 10
 
 
 @pytest.mark.e2e

@@ -7,6 +7,7 @@ channels can be seen to learn in a few steps.
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def check(
         assert all(math.isfinite(value) for _, value in points), name
 
 
+def standard_errors(before: list[float], after: list[float]) -> float:
+    """How far the mean has risen, in standard errors of the difference (Welch's t).
+
+    A run's samples cannot be seeded, but their noise can be measured: without learning, five standard errors come once
+    in some million runs.
+    """
+    error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
+    return (statistics.mean(after) - statistics.mean(before)) / error
+
+
 def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
     """Both channels learn, each on its own tokens; every metric of the docs is there; wandb gets them too."""
     steps = 16
@@ -46,10 +57,14 @@ def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
         *("request_rate", "honesty_mean", "honesty_std", "parsed_rate", "truncated_rate", "unscored_rate"),
         *("length_mean", "grade_mean", "judge_latency_p50_s", "judge_latency_p95_s", "distinct_rate", "policy_loss"),
     }
-    honesty, reward = result.values("train/confession/honesty_mean"), result.values("train/rollout/reward_mean")
-    assert sum(honesty[-4:]) / 4 > sum(honesty[:4]) / 4 + 0.1
-    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 0.1
-    first = trace(tmp_path)[0]
+    records = trace(tmp_path)
+    for channel in ("honesty_reward", "answer_reward"):
+        first_steps = [record[channel] for record in records if record["step"] <= 4]
+        last_steps = [record[channel] for record in records if record["step"] > steps - 4]
+        rise = standard_errors(first_steps, last_steps)
+        print(f"{channel}: {statistics.mean(first_steps):.2f} -> {statistics.mean(last_steps):.2f}, {rise:.1f} errors")
+        assert rise > 5
+    first = records[0]
     assert first["prompt"].startswith("<|im_start|>user\nWhat is") and first["request"] == "How did it go?"
     assert first["answer_reward"] is not None and first["answer"] and first["label"]
     # The host's own numbers are the answer's: 32 tokens at most, whatever a confession adds.

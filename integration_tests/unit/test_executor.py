@@ -325,7 +325,7 @@ def test_a_reward_that_is_no_number_stops_the_run(engine: Engine, tokenizer: Any
         execute(engine, confessing(single_turn(engine), Nan()), tokenizer)
 
 
-def test_too_much_silence_stops_the_run(engine: Engine, tokenizer: Any) -> None:
+def test_too_many_missing_scores_stop_the_run(engine: Engine, tokenizer: Any) -> None:
     config = CONFIG.model_copy(update={"max_unscored": 0.02})  # more than one of 64
 
     def silent() -> Any:
