@@ -92,6 +92,16 @@ def test_every_number_has_the_type_its_field_says() -> None:
             assert stat.kind is (dict if get_origin(entry) is Mapping else entry), name
 
 
+def test_no_number_takes_the_place_of_what_else_travels_with_a_sample() -> None:
+    pytest.importorskip("openrlhf")
+    import in_process  # noqa: F401  (before anything of the host)
+
+    from confession_plugin.openrlhf.experiences import PREFIX
+    from confession_plugin.openrlhf.extra_confessions import EXTRA
+
+    assert EXTRA not in {PREFIX + name for name in STATS}
+
+
 # ── Import paths that stay ──
 
 OLD_PATHS = {
