@@ -74,9 +74,9 @@ def _judge(load: Load) -> list[tuple[str, str]]:
         rows.append(
             (
                 "judge time",
-                f"{load.judge_latency_s:.3g} s a call now, {load.judge_connections} at once: {waves} after the other, "
-                f"so {waves * load.judge_latency_s:.3g} s a step if it is as fast under load; that passes while "
-                "other answers are generated, and holds up the step where it is longer than they take",
+                f"{load.judge_latency_s:.3g} s a call now, {load.judge_connections} calls at once: "
+                f"{waves * load.judge_latency_s:.3g} s a step if it is as fast under load; that passes while other "
+                "answers are generated, and holds up the step where it is longer than they take",
             )
         )
     return rows
