@@ -168,7 +168,22 @@ def describe_request(config: Config, args: Any) -> str:
     Raises:
         ConfigError: the template cannot place the request, or it does not fit its budget.
     """
-    return ""  # the one place to call `chat.describe_turn_change`
+    from transformers import AutoTokenizer
+
+    from confession_plugin.chat import describe_turn_change
+    from confession_plugin.dry_call import CASE
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.actor.model_name_or_path, trust_remote_code=True)
+    except Exception:  # the host reports a tokenizer it cannot load better than we could
+        return ""
+    return describe_turn_change(
+        tokenizer,
+        session.plugins().hook.confession_request(rollout=CASE),
+        chat=config.request_format == "chat",
+        budget=config.max_request_tokens,
+        role=config.request_role,
+    )
 
 
 def _check_context(config: Config, args: Any) -> None:
