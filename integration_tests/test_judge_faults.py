@@ -129,7 +129,7 @@ class FaultyJudge:
         good = verdict(call, reasons=told, **varied(case))
         match fate:
             case "refused":
-                # The judge sends the call on to a worker that is gone: so it knows which calls found nobody there.
+                # The judge sends the call on to a worker that is gone: so it knows which calls found nothing there.
                 return Answer(told.encode(), 307, {"Location": self.closed})
             case "reset within the body":
                 return Answer(good.body, fault="cut")
@@ -161,9 +161,9 @@ def test_with_thirty_percent_faults_training_goes_on_and_no_failure_is_a_score(
     flags += ["--rollout.batch_size", "6", "--rollout.n_samples_per_prompt", "10", "--train.batch_size", "60"]
     flags += ["--data.max_samples", str(6 * steps)]
     env = {"THE_JUDGES_KEY": KEY, "OPENAI_LOG": "debug", "TMPDIR": str(short_tmp), "RAY_TMPDIR": str(short_tmp)}
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        faulty = FaultyJudge(nobody.getsockname()[1])
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        faulty = FaultyJudge(closed.getsockname()[1])
         with JudgeServer(faulty) as server:
             ours = [*judged_by(server.url, tmp_path), "--confession.judge_key_env", "THE_JUDGES_KEY"]
             ours += ["--confession.judge_retries", "0", "--confession.judge_timeout", "5", "--confession.trace_hooks"]
