@@ -257,7 +257,7 @@ def channels_of(maker: Any, experiences: Sequence[Any], rows: Sequence[Any]) -> 
         span.trained_masks(one.action_mask, config.answer_training) for span, one in zip(spans, rows, strict=True)
     ]
     samples, nested = sum(len(experience.index) for experience in experiences), config.samples_per_answer
-    group_size: int = maker.args.rollout.n_samples_per_prompt
+    group_size: int = maker.strategy.args.rollout.n_samples_per_prompt
     answers = [answer_entries(experience) for experience in experiences]
     confessions = [confession_entries(experience, nested) for experience in experiences]
     answer = Channel(
@@ -282,14 +282,14 @@ def _without_outcomes(rows: Any) -> Any:
 
     The host reads lengths and truncation for the answer's penalties alone; there is one of each per row here.
     """
-    count = len(rows.sequences)
+    count = len(rows.action_mask)
     return dataclasses.replace(
         rows,
         rewards=None,
         scores=None,
         total_length=None,
-        response_length=torch.zeros(count, dtype=rows.response_length.dtype),
-        truncated=torch.zeros(count, dtype=rows.truncated.dtype),
+        response_length=torch.zeros(count, dtype=torch.long),
+        truncated=torch.zeros(count, dtype=torch.bool),
         info={name: value for name, value in rows.info.items() if name.startswith(PREFIX)},
     )
 
@@ -334,7 +334,7 @@ class HostEstimator:
     def without_penalties(self, group_size: int) -> Any:
         """The experience maker with other settings: shallow copies down to the changed ones."""
         maker = copy.copy(self._maker)
-        args = SimpleNamespace(**vars(maker.args))
+        args = SimpleNamespace(**vars(maker.strategy.args))
         args.rollout = SimpleNamespace(**{**vars(args.rollout), "n_samples_per_prompt": group_size})
         args.reward = SimpleNamespace(**{**vars(args.reward), **_NO_PENALTIES})
         maker.strategy = copy.copy(maker.strategy)
@@ -343,7 +343,7 @@ class HostEstimator:
 
     def _view(self, number: int, rewards: Tensor) -> Any:
         rows, width = self.rows[number], None
-        if rows.rewards is not None:
+        if rows.rewards is not None and rows.attention_mask is not None:
             # Answers: as wide as the host's batch would be without confessions.  Sums then run over the same numbers
             # in the same order, so that the answer's advantages are the stock run's to the last bit.
             width = int((rows.attention_mask.sum(-1) - column(rows.info, "suffix")).max()) - 1

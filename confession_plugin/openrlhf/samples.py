@@ -68,8 +68,9 @@ def generate_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     elif config.record_rollouts is not None:
         recording.save(config.record_rollouts, progress.steps, samples)
     for sample in samples:
-        # The batch it trains in; with dynamic filtering it may have been sampled for an earlier one.
-        sample.info[experiences.PREFIX + "step"] = torch.tensor([progress.steps])
+        if hasattr(sample, "info"):
+            # The batch it trains in; with dynamic filtering it may have been sampled for an earlier one.
+            sample.info[experiences.PREFIX + "step"] = torch.tensor([progress.steps])
     return result
 
 
@@ -107,7 +108,8 @@ def generate_vllm(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     progress = Progress.of(self)
     if progress.evaluating:
         return host(self, *args, **kwargs)
-    progress.begin(len(getattr(self, "_sample_buffer", None) or ()) // self.args.rollout.n_samples_per_prompt)
+    waiting = getattr(self, "_sample_buffer", None)
+    progress.begin(len(waiting) // self.args.rollout.n_samples_per_prompt if waiting else 0)
     samples, *rest = host(self, *args, **kwargs)
     return (sorted(samples, key=lambda sample: _place(sample, progress.places)), *rest)
 
