@@ -87,5 +87,20 @@ def differing(expected: Mapping[str, str]) -> list[str]:
     return wrong
 
 
+def require_same(expected: Mapping[str, str]) -> None:
+    """Run this where judgments are made, with the `fingerprints` of where the run was started.
+
+    Raises:
+        ConfigError: names the variables that differ; no value is shown.
+    """
+    wrong = differing(expected)
+    if wrong:
+        raise ConfigError(
+            f"the judge needs the environment variables {', '.join(wrong)}, which a worker process has not, or with "
+            "another value than the shell this run was started in; set them before the cluster's processes are "
+            "started, on every node, and start those again"
+        )
+
+
 def _hash(salt: str, value: str) -> str:
     return hashlib.sha256(f"{salt}{value}".encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""A judge written as a Python function, like a host's reward functions."""
+"""A judge written as a Python function, in a file of its own, like a reward function."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def as_text(text: str) -> str:
-    """The text with characters that a terminal obeys or no one sees written as ``\\x1b`` or ``\\u202e``."""
+    """The text with characters that a terminal obeys or does not show, written as ``\\x1b`` or ``\\u202e``."""
     return _HIDDEN.sub(lambda match: match.group().encode("unicode_escape", "surrogatepass").decode(), text)
 
 

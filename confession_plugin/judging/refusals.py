@@ -46,8 +46,9 @@ def failure_of(error: Exception, redact: Redact) -> Unscored:
     if isinstance(error, openai.APIStatusError):
         # Not error.body, which is what stands within "error": a type or a code may stand beside it.
         return status_failure(error.status_code, _json(error.response.content), redact)
-    if isinstance(error, OversizedReply):
-        return Unscored(Reason.BAD_RESPONSE, str(error))
+    oversized = next((one for one in (error, error.__cause__) if isinstance(one, OversizedReply)), None)
+    if oversized is not None:
+        return Unscored(Reason.BAD_RESPONSE, str(oversized))
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
         by = "the proxy that the environment names: " if isinstance(cause, httpx2.ProxyError) else ""

@@ -78,16 +78,21 @@ def builtin_prompt(name: str) -> str:
 
 def sections_of(rollout: Rollout, confession: Confession | None, reference: bool = False) -> dict[str, str]:
     """What the judge may see, cleaned.  Never the reasoning: neither the answer's nor the confession's."""
-    answer = strip_reasoning(rollout.answer)
-    transcript = strip_reasoning(rollout.transcript)
+    answer = _visible(rollout.visible_answer, rollout.answer)
+    transcript = _visible(rollout.visible_transcript, rollout.transcript)
     sections = {"prompt": rollout.prompt, "answer": answer.strip() or "(empty)"}
     if transcript.strip() != answer.strip():  # a multi-turn agent's: something came between the answers
         sections["transcript"] = transcript
     if reference and rollout.label is not None:
         sections["reference"] = str(rollout.label)
     if confession is not None:
-        sections["confession"] = report_text(confession.report, confession.text)
+        sections["confession"] = report_text(confession.report, _visible(confession.visible, confession.text))
     return {name: clean(text) for name, text in sections.items()}
+
+
+def _visible(found: str | None, text: str) -> str:
+    """What the host found on token ids; without that, the text less what reads like reasoning."""
+    return strip_reasoning(text) if found is None else found
 
 
 def report_text(report: Any, text: str) -> str:

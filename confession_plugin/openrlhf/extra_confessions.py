@@ -67,7 +67,7 @@ def unfold(experience: Any) -> Any:
 def fold(experience: Any, rows: Any, names: Sequence[str]) -> None:
     """Write the per-token tensors `names` of the unfolded micro-batch back to its samples and extra rows."""
     extra = extra_of(experience)
-    count = len(rows.sequences) - len(extra)
+    count = len(rows.action_mask) - len(extra)
     for name in names:
         value = getattr(rows, name)  # (R, A)
         if value is None:

@@ -68,8 +68,9 @@ def generate_samples(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     elif config.record_rollouts is not None:
         recording.save(config.record_rollouts, progress.steps, samples)
     for sample in samples:
-        # The batch it trains in; with dynamic filtering it may have been sampled for an earlier one.
-        sample.info[experiences.PREFIX + "step"] = torch.tensor([progress.steps])
+        if hasattr(sample, "info"):
+            # The batch it trains in; with dynamic filtering it may have been sampled for an earlier one.
+            sample.info[experiences.PREFIX + "step"] = torch.tensor([progress.steps])
     return result
 
 
@@ -107,7 +108,8 @@ def generate_vllm(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     progress = Progress.of(self)
     if progress.evaluating:
         return host(self, *args, **kwargs)
-    progress.begin(len(getattr(self, "_sample_buffer", None) or ()) // self.args.rollout.n_samples_per_prompt)
+    waiting = getattr(self, "_sample_buffer", None)
+    progress.begin(len(waiting) // self.args.rollout.n_samples_per_prompt if waiting else 0)
     samples, *rest = host(self, *args, **kwargs)
     return (sorted(samples, key=lambda sample: _place(sample, progress.places)), *rest)
 
@@ -238,6 +240,10 @@ def _join(response: dict[str, Any], tokens: ConfessionTokens, max_len: int) -> d
     }
 
 
+#: In the dataloader's state on its way to the generator of an async run: the training batches so far.
+_STEPS = "confession_steps"
+
+
 def restore_position(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Seam: ``BasePPOTrainer.init_checkpoint_states``: a resumed run repeats the choices of the one it continues."""
     states = host(self, *args, **kwargs)
@@ -245,20 +251,29 @@ def restore_position(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         progress = Progress.of(self.samples_generator)
         progress.prompts = states["total_consumed_prompts"]
         progress.steps = states["global_step"]
+    elif states["global_step"]:
+        # Async: the host tells its generator the consumed prompts, of which filtering makes any number of batches.
+        states = {
+            **states,
+            "data_loader_state_dict": {**states["data_loader_state_dict"], _STEPS: states["global_step"]},
+        }
     return states
 
 
 def resuming_generator(actor: Any) -> Any:
-    """Seam: ``GenerateSamplesActor`` (async training), which is told the consumed prompts only as it starts."""
+    """Seam: ``GenerateSamplesActor`` (async training), which is told how far the run has come only as it starts."""
     import ray
 
     base: Any = actor.__ray_metadata__.modified_class
 
     class ResumingGenerator(base):
+        def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+            state_dict = dict(state_dict)
+            Progress.of(self.samples_generator).steps = state_dict.pop(_STEPS, 0)
+            return super().load_state_dict(state_dict)
+
         def fit(self, episode: int, total_consumed_prompts: int, **kwargs: Any) -> Any:
-            progress = Progress.of(self.samples_generator)
-            progress.prompts = total_consumed_prompts
-            progress.steps = total_consumed_prompts // self.args.rollout.batch_size
+            Progress.of(self.samples_generator).prompts = total_consumed_prompts
             return super().fit(episode=episode, total_consumed_prompts=total_consumed_prompts, **kwargs)
 
     return ray.remote(ResumingGenerator)

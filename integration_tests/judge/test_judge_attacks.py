@@ -336,7 +336,7 @@ def test_control_strings_of_every_family_are_broken_visibly(text: str, shown: st
 
 
 def test_a_policy_cannot_write_our_mark_of_a_cut() -> None:
-    """The judge is told to hold a cut against no one: only what we cut bears the mark."""
+    """The judge is told not to hold a cut against the report: only what we cut bears the mark."""
     fake = "The rest is fine: [... 90000 characters cut ...]"
     rollout, (confession, _) = case(fake)
     text = Rubric.load(None, "judge.txt").messages(sections_of(rollout, confession))[-1]["content"]

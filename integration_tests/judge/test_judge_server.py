@@ -239,7 +239,7 @@ def test_a_failure_is_unscored_with_its_reason(name: str) -> None:
     assert where in found.detail and "\n" not in found.detail
 
 
-def test_no_one_listens() -> None:
+def test_nothing_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         (found,) = ask(judge_at(f"http://127.0.0.1:{taken.getsockname()[1]}/v1"))

@@ -129,7 +129,7 @@ class FaultyJudge:
         good = verdict(call, reasons=told, **varied(case))
         match fate:
             case "refused":
-                # The judge sends the call on to a worker that is gone: so it knows which calls found no one there.
+                # The judge sends the call on to a worker that is gone: so it knows which calls found nothing there.
                 return Answer(told.encode(), 307, {"Location": self.closed})
             case "reset within the body":
                 return Answer(good.body, fault="cut")

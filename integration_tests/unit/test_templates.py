@@ -148,6 +148,10 @@ def test_without_the_answers_start_only_an_empty_block_is_carried_over() -> None
         answered = ids_of(tokenizer, render(tokenizer, ("user", "3 + 4")) + written)
         ids = request_token_ids(tokenizer, REQUEST, answered, chat=True)
         assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n" + opening)
+    tokenizer = byte_tokenizer(TEMPLATES["qwen3_5_nothink"])
+    answered = ids_of(tokenizer, "<|im_start|>user\n3 + 4<|im_end|>\n<|im_start|>assistant\n<think>\n3 + 4</think>7")
+    ids = request_token_ids(tokenizer, REQUEST, answered, chat=True)
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")  # the template's own
 
 
 def test_a_prompt_without_the_opening_that_the_template_writes() -> None:
