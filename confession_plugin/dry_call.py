@@ -112,7 +112,7 @@ def call(plugins: PluginManager, *, config: Config, skip_judge: bool = False, as
 
 
 class _Deciders:
-    """The plugins' hooks for one call that nobody is to see."""
+    """The plugins' hooks for one call that is to leave no trace."""
 
     def __init__(self, hook: Any, *, skip_judge: bool, stand_in: bool) -> None:
         self._hook, self._skip_judge, self._stand_in = hook, skip_judge, stand_in

@@ -172,7 +172,7 @@ def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor,
 
 
 def _checked_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> TokenValues:
-    """The channel's values as finite float32 (B, A) tensors, one per experience, that nobody else holds.
+    """The channel's values as finite float32 (B, A) tensors, one per experience, that nothing else holds.
 
     Raises:
         PluginError: something else; names the plugin.

@@ -106,7 +106,7 @@ class Trace:
 
     @staticmethod
     def _gone(file: IO[str]) -> bool:
-        # A deleted file can be written to, by this process and for nobody.  Network file systems rename it instead.
+        # A deleted file can be written to, by this process and for no one.  Network file systems rename it instead.
         try:
             here, there = os.fstat(file.fileno()), os.stat(file.name)
         except OSError:

@@ -37,8 +37,8 @@ def check(
 def standard_errors(before: list[float], after: list[float]) -> float:
     """How far the mean has risen, in standard errors of the difference (Welch's t).
 
-    A run's samples cannot be seeded, but their noise can be measured: without learning, five standard errors come once
-    in some million runs.
+    A run's samples cannot be seeded, but their noise can be measured: without learning, four standard errors come by
+    chance once in thirty thousand runs; this run rises by about ten.
     """
     error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
     return (statistics.mean(after) - statistics.mean(before)) / error
@@ -63,7 +63,7 @@ def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
         last_steps = [record[channel] for record in records if record["step"] > steps - 4]
         rise = standard_errors(first_steps, last_steps)
         print(f"{channel}: {statistics.mean(first_steps):.2f} -> {statistics.mean(last_steps):.2f}, {rise:.1f} errors")
-        assert rise > 5
+        assert rise > 4
     first = records[0]
     assert first["prompt"].startswith("<|im_start|>user\nWhat is") and first["request"] == "How did it go?"
     assert first["answer_reward"] is not None and first["answer"] and first["label"]

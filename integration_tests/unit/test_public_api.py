@@ -112,7 +112,7 @@ OLD_PATHS = {
     "confession_plugin.errors": (
         *("ConfessionError", "ConfigError", "PluginError", "HostError", "JudgeError", "Unscored"),
     ),
-    "confession_plugin.config": ("Config", "OptionGroup", "parse_config", "split_argv", "check_config"),
+    "confession_plugin.config": ("Config", "OptionGroup", "parse_config", "check_config"),
     "confession_plugin.plugins": ("PluginManager", "load_plugins", "configured", "load_file"),
     "confession_plugin.channels": ("Spans", "TokenValues", "estimate_scored"),
     "confession_plugin.report": ("Report", "Objective", "extract_report"),
