@@ -1,10 +1,10 @@
 """A catalogue of leaks, put into plugins by hand.  Each entry says what becomes of it:
 
-* (a) **impossible**: the plugin runs, does its worst, and nothing of the answer moves by a bit; it was handed copies of
-  the honesty channel, and what it gives is read on that channel's tokens alone (here)
+* (a) **impossible**: the plugin runs, does its worst, and nothing of the answer moves by a bit; it was handed copies
+  of the honesty channel, and what it gives is read on that channel's tokens alone (here)
 * (b) **refused at load**, (c) **refused at once** by the guard of what a hook may return (test_leaks_refused.py)
-* (d) **caught by the check** before the run starts: what a plugin can do as Python code in the same process (here), and
-  leaks in this package itself (test_leaks_in_the_product.py)
+* (d) **caught by the check** before the run starts: what a plugin can do as Python code in the same process (here),
+  and leaks in this package itself (test_leaks_in_the_product.py)
 * (e) **stopped by a tripwire** in the run (test_tripwires.py)
 """
 
