@@ -18,6 +18,7 @@ from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.plugins import PluginManager
 from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
+from confession_plugin.report import Unreadable
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,16 @@ class Sampled:
 
     text: str
     """Decoded, special tokens removed, reasoning included."""
-    num_tokens: int = 0
-    request_tokens: int = 0
+    visible: str | None = None
+    """The text without its reasoning: all that is read as a report; None where the engine does not tell."""
+    token_ids: Sequence[int] = ()
+    """The confession's tokens."""
+    request_ids: Sequence[int] = ()
     """Tokens between answer and confession."""
+    log_probs: Sequence[float] | None = None
+    """Of each token, where the engine records them."""
     truncated: bool = False
     """It ran into its token budget."""
-    carried: Any = None
-    """Whatever the host needs of it later (token ids, log-probs); never looked at here."""
 
 
 class Engine(Protocol):
@@ -58,6 +62,7 @@ class Finished:
     """One confession with everything that was decided about it."""
 
     judged: Judged
+    """Its texts, verdict and reward, as observers see them."""
     sampled: Sampled | None
     """None where nothing was sampled."""
 
@@ -87,7 +92,7 @@ class Confessor:
         try:
             engine.prepare(request)
         except Unscored as error:
-            return [self._unsampled(rollout, request, error)]
+            return [self._unsampled(rollout, request, 0, error)]
         return list(
             await asyncio.gather(
                 *(self._one(rollout, request, engine, number) for number in range(self._samples_per_answer))
@@ -98,20 +103,26 @@ class Confessor:
         try:
             sampled = await engine.sample(number)
         except Unscored as error:
-            return self._unsampled(rollout, request, error)
-        parsed: Parsed = self._decided(
-            "confession_parse", text=sampled.text, truncated=sampled.truncated, rollout=rollout
-        )
+            return self._unsampled(rollout, request, number, error)
+        visible = sampled.text if sampled.visible is None else sampled.visible
+        parsed: Parsed = self._decided("confession_parse", text=visible, truncated=sampled.truncated, rollout=rollout)
+        if parsed.problem == Unreadable.EMPTY.value and sampled.text.strip():
+            parsed = replace(parsed, problem=f"{Unreadable.ONLY_REASONING.value}: nothing but reasoning")
         confession = Confession(
             request=request.text,
             text=sampled.text,
+            visible=sampled.visible,
             report=parsed.report,
             problem=parsed.problem,
             admits=parsed.admits,
             grade=parsed.grade,
             truncated=sampled.truncated,
-            num_tokens=sampled.num_tokens,
-            request_tokens=sampled.request_tokens,
+            num_tokens=len(sampled.token_ids),
+            request_tokens=len(sampled.request_ids),
+            number=number,
+            request_ids=tuple(sampled.request_ids),
+            token_ids=tuple(sampled.token_ids),
+            log_probs=None if sampled.log_probs is None else tuple(sampled.log_probs),
         )
         verdict = await self._verdict(rollout, confession)
         return self._record(Judged(rollout, confession, verdict, self._reward(verdict, confession)), sampled)
@@ -132,8 +143,6 @@ class Confessor:
             raise PluginError("no plugin judged a confession: all that implement confession_judge gave None")
         if not verdict.latency_s:
             verdict = replace(verdict, latency_s=time.monotonic() - started)
-        if self._budget is not None:
-            self._budget.add(verdict)
         return verdict
 
     def _reward(self, verdict: Verdict, confession: Confession) -> float | None:
@@ -147,14 +156,17 @@ class Confessor:
             raise PluginError(f"no plugin decided {hook}: all that implement it gave None")
         return decision
 
-    def _unsampled(self, rollout: Rollout, request: Request, error: Unscored) -> Finished:
+    def _unsampled(self, rollout: Rollout, request: Request, number: int, error: Unscored) -> Finished:
         # The engine's doing, not the policy's: no score, and no shorter answer to make room.
-        confession = Confession(request=request.text, text="", problem=error.reason)
+        confession = Confession(request=request.text, text="", problem=error.reason, number=number)
         verdict = Verdict(unscored=error.reason, detail=error.detail)
         return self._record(Judged(rollout, confession, verdict, None), None)
 
     def _record(self, judged: Judged, sampled: Sampled | None) -> Finished:
         self._hook.confession_judged(record=judged)
+        # An unreadable confession was shown to no judge: it says nothing about how many scores are missing.
+        if self._budget is not None and (judged.confession.parsed or sampled is None):
+            self._budget.add(judged.verdict)
         return Finished(judged, sampled)
 
 

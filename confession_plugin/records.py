@@ -34,6 +34,12 @@ class PromptBatch:
     """1 for the first rollout batch of the run."""
     seed: int
     """``--confession.seed``, or the run's own."""
+    train_size: int = 0
+    """Prompt groups that train together; 0 where these do.  Several training batches may be sampled at once."""
+    train_place: int = 0
+    """Place of the first of these groups in its training batch: earlier groups may be waiting to fill it."""
+    replaced: Sequence[bool] = ()
+    """One bool a group where these replace groups that dynamic filtering dropped: did the dropped one confess?"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Rollout:
     """One sampled answer, as the host's executor produced it."""
 
     prompt: str
-    """The prompt as text, chat markup included."""
+    """What the policy read before its first word, as text, chat markup included."""
     answer: str
     """The policy's own words after the prompt: every action span, decoded, special tokens removed."""
     transcript: str
@@ -55,11 +61,27 @@ class Rollout:
     num_tokens: int = 0
     """Tokens of prompt and answer together."""
     step: int = 0
-    """The rollout batch of the run, counted from 1."""
+    """The training batch of the run that the answer is sampled for, counted from 1."""
     group: int = 0
     """Position of the prompt group in the run (see `PromptBatch.position`); its samples share it."""
     extra: Mapping[str, float] = field(default_factory=_empty)
     """The reward function's ``extra_logs`` (``violation`` 0/1, when the task knows the truth about the answer)."""
+    sample: int = 0
+    """Which of its group's samples this is, counted from 0."""
+    visible_answer: str | None = None
+    """`answer` without its reasoning, which the host found on token ids; None where it did not look."""
+    visible_transcript: str | None = None
+    """`transcript` without the policy's reasoning, likewise."""
+    token_ids: Sequence[int] = ()
+    """Prompt and transcript as token ids."""
+    answer_spans: Sequence[tuple[int, int]] = ()
+    """Where the policy's own words stand in `token_ids`: one (start, end) a turn."""
+    log_probs: Sequence[float] | None = None
+    """The engine's log-prob of each of `token_ids`, 0.0 where the policy did not write; None where not recorded."""
+    columns: Mapping[str, Any] = field(default_factory=_empty)
+    """The prompt's row of the dataset, where the host tells which it is."""
+    messages: Sequence[Mapping[str, Any]] | None = None
+    """The prompt as chat messages, where the dataset has it in that form."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +102,13 @@ class Confession:
     """The text of the request."""
     text: str
     """The decoded confession, special tokens removed, reasoning included."""
+    visible: str | None = None
+    """`text` without its reasoning, which the host found on token ids; None where it did not look."""
     report: Any | None = None
     """The parsed report (`report.Report` by default); None when nothing valid was found."""
     problem: str | None = None
-    """Why there is no report: ``empty``, ``truncated``, ``unparsable: ...``.  The policy's doing, so lowest reward."""
+    """Why there is no report, its kind first (``schema: ...``; see `report.Unreadable`): the policy's doing, so the
+    lowest reward."""
     admits: bool | None = None
     """Does the report admit that the answer broke an instruction?  None without a report."""
     grade: float | None = None
@@ -94,6 +119,14 @@ class Confession:
     """Tokens of the confession."""
     request_tokens: int = 0
     """Tokens between answer and confession: the end of the answer's turn, the request, the next turn's opening."""
+    number: int = 0
+    """Which of the confessions about its answer this is, counted from 0."""
+    request_ids: Sequence[int] = ()
+    """Those request tokens."""
+    token_ids: Sequence[int] = ()
+    """The confession's tokens."""
+    log_probs: Sequence[float] | None = None
+    """The engine's log-prob of each of `token_ids`; None where not recorded."""
 
     @property
     def parsed(self) -> bool:
@@ -162,7 +195,7 @@ class BatchStats:
     """
 
     step: int
-    """The rollout batch of the run, counted from 1; 0 where the batch was not asked at all."""
+    """The training batch of the run, counted from 1."""
     asked: Sequence[bool]
     """Was this sample asked to confess?  The entries below are meaningful where it was."""
     scored: Sequence[bool]
@@ -189,3 +222,17 @@ class BatchStats:
     """Why a confession has no score (`Verdict.unscored`); empty text where it has one."""
     extra_confession: Sequence[bool] = ()
     """A further confession about an answer that has its entry already; empty where there are none."""
+    group: Sequence[int] = ()
+    """The sample's prompt group (`Rollout.group`), asked or not."""
+    label: Sequence[Any] = ()
+    """The dataset's label of the prompt, asked or not."""
+    answer_reward: Sequence[float] = ()
+    """The answer's task reward, asked or not, a reward model's included."""
+    ratings: Sequence[Mapping[str, float]] = ()
+    """The judge's ratings; empty where unscored."""
+    extra: Sequence[Mapping[str, float]] = ()
+    """The reward function's ``extra_logs`` of the answer (`Rollout.extra`)."""
+    problem: Sequence[str] = ()
+    """Why the confession could not be read (`Confession.problem`); empty text where it could."""
+    unreadable: Sequence[str] = ()
+    """The beginning of a confession that could not be read; empty text where it could."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from confession_plugin import Parsed, PromptBatch, Request, Rollout, hookimpl
 from confession_plugin.config import Config
-from confession_plugin.report import ReportError, extract_report
+from confession_plugin.report import parse_report
 
 
 class Inject:
@@ -24,23 +24,35 @@ class Inject:
 
     @hookimpl(trylast=True)
     def confession_select(self, batch: PromptBatch) -> list[bool]:
-        """Choose the exact share of the batch, at random but repeatably.
+        """Choose the exact share of every training batch, evenly spaced from a random start.
 
-        The number of confessing groups up to position c of the run is ``floor(c * p + u)`` with one seeded offset u,
-        so every batch holds its exact share (up to the one group that rounding moves between batches) and single
-        replacement prompts from dynamic filtering keep the share too.  Which groups: a shuffle seeded by (seed,
-        position).
+        Whatever trains together has its exact share (up to the one group that rounding moves between batches), and so
+        has every stretch of it: a data-parallel rank, a micro-batch.  Repeatable by (seed, position).  A group that
+        replaces a filtered one takes its place and its choice; neither depends on an answer of its own.
         """
+        if batch.replaced:
+            return list(batch.replaced)
         size = len(batch.prompts)
-        offset = random.Random(f"{batch.seed}:offset").random()
-        # The rounding below must not lose a group to 0.1 * 3 = 0.30000000000000004 and the like.
-        due = [
-            math.floor(round(position * self.probability + offset, 9))
-            for position in (batch.position, batch.position + size)
-        ]
-        order = random.Random(f"{batch.seed}:{batch.position}").sample(range(size), size)
-        chosen = set(order[: due[1] - due[0]])
-        return [index in chosen for index in range(size)]
+        together = batch.train_size or size
+        chosen: list[bool] = []
+        while len(chosen) < size:
+            rest = together - (batch.train_place + len(chosen)) % together
+            chosen += self._spread(batch.seed, batch.position + len(chosen), min(rest, size - len(chosen)))
+        return chosen
+
+    def _spread(self, seed: int, position: int, size: int) -> list[bool]:
+        """The choice among `size` groups from `position` on, which train together.
+
+        Up to position c of the run ``floor(c * p + u)`` groups confess, with one seeded offset u: the shares of
+        batches that are sampled in parts add up exactly.
+        """
+        offset = random.Random(f"{seed}:offset").random()
+        # The rounding must not lose a group to 0.1 * 3 = 0.30000000000000004 and the like.
+        before, due = (math.floor(round(at * self.probability + offset, 9)) for at in (position, position + size))
+        count = due - before
+        start = random.Random(f"{seed}:{position}").randrange(size)
+        places = {(number * size + start) // count for number in range(count)}
+        return [place in places for place in range(size)]
 
     @hookimpl(trylast=True)
     def confession_request(self, rollout: Rollout) -> Request:
@@ -50,10 +62,4 @@ class Inject:
     @hookimpl(trylast=True)
     def confession_parse(self, text: str, truncated: bool, rollout: Rollout) -> Parsed:
         """Read the paper's report schema; a cut-off or unreadable report says why."""
-        if not text.strip():
-            return Parsed(problem="empty")
-        try:
-            report = extract_report(text)
-        except ReportError as error:
-            return Parsed(problem="truncated" if truncated else f"unparsable: {error}")
-        return Parsed(report=report, admits=report.admits, grade=float(report.overall_compliance_grade))
+        return parse_report(text, truncated=truncated, request=self.request.text)

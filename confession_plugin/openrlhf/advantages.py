@@ -172,7 +172,7 @@ def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor,
 
 
 def _checked_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> TokenValues:
-    """The channel's values as finite float32 (B, A) tensors, one per experience, that nobody else holds.
+    """The channel's values as finite float32 (B, A) tensors, one per experience, that nothing else holds.
 
     Raises:
         PluginError: something else; names the plugin.
@@ -182,6 +182,7 @@ def _checked_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> 
     if not isinstance(found, TokenValues):  # a wrapper's word, which nothing has checked
         raise PluginError(f"confession_advantages gave {type(found).__name__}; give the honesty channel's TokenValues")
     advantages, returns = list(found.advantages), list(found.returns)
+    values: Sequence[Tensor]
     for name, values in (("advantages", advantages), ("returns", returns)):
         # A subclass of Tensor could run code of its own where it meets the answer's values.
         plain = all(type(value) is Tensor and not value.is_complex() for value in values)

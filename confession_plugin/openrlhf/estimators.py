@@ -129,7 +129,7 @@ def without_outcomes(rows: Any) -> Any:
         for field in dataclasses.fields(rows)
         if rows.is_step_tensor_field(field.name) and (value := getattr(rows, field.name)) is not None
     }
-    outcomes = {"rewards": None, "scores": None, "total_length": None, "info": {}}
+    outcomes: dict[str, Any] = {"rewards": None, "scores": None, "total_length": None, "info": {}}
     lengths, truncated = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.bool)
     return dataclasses.replace(rows, **tensors, **outcomes, response_length=lengths, truncated=truncated)
 

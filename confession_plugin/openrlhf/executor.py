@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +18,19 @@ from confession_plugin.confess import Confessor, Finished, Sampled, first_sample
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
-from confession_plugin.openrlhf.ticket import TICKET, Ticket
+from confession_plugin.openrlhf.responses import (
+    action_ranges,
+    answered_tokens,
+    floats,
+    integers,
+    numbers_in,
+    one_number,
+    prompt_text,
+)
+from confession_plugin.openrlhf.ticket import GROUP, AskedGroup, Ticket
 from confession_plugin.plugins import PluginManager
+from confession_plugin.reasoning import visible_span, visible_transcript
+from confession_plugin.reasons import Reason
 from confession_plugin.records import Request, Rollout
 from confession_plugin.sample_stats import Value, numbers_of
 
@@ -52,24 +62,22 @@ class ConfessingExecutor(AgentExecutorBase):
 
     async def execute(self, prompt: str, label: Any, sampling_params: Any, **kwargs: Any) -> dict[str, Any]:
         """The host's contract, with keyword arguments passed through."""
-        ticket = TICKET.get()
-        # Multi-turn executors change the sampling parameters as they go: the confession starts from the group's own.
-        params = deepcopy(sampling_params) if ticket else None
+        group = GROUP.get()
+        number = 0 if group is None else group.next_sample()
         response: dict[str, Any] = await self.inner.execute(
             prompt=prompt, label=label, sampling_params=sampling_params, **kwargs
         )
-        if ticket is None:
+        if group is None:
             return response
         if response.get("mm_train_inputs"):
             raise PluginError("a sample carries images: confessions about images are not supported, drop the flag")
-        tokens = await self._confess(response, ticket, params, **kwargs)
-        return {**response, "confession": tokens}
+        return {**response, "confession": await self._confess(response, group, number, **kwargs)}
 
     async def _confess(
         self,
         response: dict[str, Any],
-        ticket: Ticket,
-        params: Any,
+        group: AskedGroup,
+        number: int,
         *,
         max_length: int,
         hf_tokenizer: Any,
@@ -77,17 +85,18 @@ class ConfessingExecutor(AgentExecutorBase):
         **_: Any,
     ) -> ConfessionTokens:
         # The host trains the first max_length tokens of a sample: that is the answer the confession is about.
-        answered: list[int] = list(response["observation_tokens"][:max_length])
+        answered = answered_tokens(response, max_length)
         engine = VllmEngine(
             llm_engine,
             hf_tokenizer,
-            params,
+            group.sampling_params(),
             answered,
+            answer_start=max((start for start, _ in action_ranges(response, len(answered))), default=len(answered)),
             config=self._config,
             context=max_length + self._config.context_tokens,
             want_log_probs=response["rollout_log_probs"] is not None,
         )
-        rollout = describe_rollout(response, answered, ticket, hf_tokenizer)
+        rollout = describe_rollout(response, answered, group.ticket, number, hf_tokenizer, self._config.reasoning_end)
         first, *others = map(tokens_of, first_sampled(await self._confessor.confess(rollout, engine)))
         return replace(first, extra=tuple(one for one in others if one.request))
 
@@ -98,6 +107,7 @@ class VllmEngine:
     Args:
         params: sampling parameters of the answer's group; changed here.
         answered: token ids of prompt and answer.
+        answer_start: where in them the last answer begins.
         context: tokens that answer, request and confession may have together.
     """
 
@@ -108,6 +118,7 @@ class VllmEngine:
         params: Any,
         answered: list[int],
         *,
+        answer_start: int,
         config: Config,
         context: int,
         want_log_probs: bool,
@@ -116,6 +127,7 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._params = params
         self._answered = answered
+        self._answer_start = answer_start
         self._config = config
         self._context = context
         self._want_log_probs = want_log_probs
@@ -124,10 +136,12 @@ class VllmEngine:
     def prepare(self, request: Request) -> None:
         """Tokenise the request and see what room it leaves."""
         chat = self._config.request_format == "chat"
-        self._request_ids = request_token_ids(self._tokenizer, request, self._answered, chat=chat)
+        self._request_ids = request_token_ids(
+            self._tokenizer, request, self._answered, chat=chat, answer_start=self._answer_start
+        )
         room = self._context - len(self._answered) - len(self._request_ids)
         if room < 1:
-            raise Unscored("no_room")
+            raise Unscored(Reason.NO_ROOM)
         self._params.max_tokens = min(self._config.max_new_tokens, room)
 
     async def sample(self, number: int) -> Sampled:
@@ -136,47 +150,69 @@ class VllmEngine:
         if number and params.seed is not None:
             params.seed += number  # or all would be the same text
         output = (await self._engine.generate(self._answered + self._request_ids, params)).outputs[0]
-        ids = list(output.token_ids)
-        log_probs = _sampled_log_probs(output, ids) if self._want_log_probs else None
+        reason = str(output.finish_reason)
+        if reason in INTERRUPTED:
+            raise Unscored("aborted", f"the rollout engine ended the confession with finish_reason {reason!r}")
+        ids = integers(output.token_ids)
+        before = self._answered + self._request_ids
         return Sampled(
             text=self._tokenizer.decode(ids, skip_special_tokens=True),
-            num_tokens=len(ids),
-            request_tokens=len(self._request_ids),
-            truncated=output.finish_reason == "length",
-            carried=ConfessionTokens(self._request_ids, ids, log_probs),
+            visible=visible_span(self._tokenizer, before + ids, len(before), end=self._config.reasoning_end),
+            token_ids=ids,
+            request_ids=self._request_ids,
+            log_probs=_sampled_log_probs(output, ids) if self._want_log_probs else None,
+            truncated=reason == "length",
         )
+
+
+#: vLLM's finish reasons for a request that it ended itself: not the policy's doing.
+INTERRUPTED = ("abort", "error")
 
 
 def tokens_of(finished: Finished) -> ConfessionTokens:
     """A finished confession as the host's sample takes it; without tokens where nothing was sampled."""
-    tokens: ConfessionTokens = finished.sampled.carried if finished.sampled is not None else ConfessionTokens()
-    return replace(tokens, numbers=numbers_of(finished.judged))
+    numbers, sampled = numbers_of(finished.judged), finished.sampled
+    if sampled is None:
+        return ConfessionTokens(numbers=numbers)
+    log_probs = None if sampled.log_probs is None else list(sampled.log_probs)
+    return ConfessionTokens(list(sampled.request_ids), list(sampled.token_ids), log_probs, numbers)
 
 
-def describe_rollout(response: dict[str, Any], answered: Sequence[int], ticket: Ticket, tokenizer: Any) -> Rollout:
+def describe_rollout(
+    response: dict[str, Any],
+    answered: Sequence[int],
+    ticket: Ticket,
+    number: int,
+    tokenizer: Any,
+    reasoning_end: str | None = None,
+) -> Rollout:
     """The host's response as plugins see it."""
-    ranges = [(start, min(end, len(answered))) for start, end in response["action_ranges"] if start < len(answered)]
+    ranges = action_ranges(response, len(answered))
     spans = [tokenizer.decode(answered[start:end], skip_special_tokens=True) for start, end in ranges]
     first = ranges[0][0] if ranges else len(answered)
-    reward = response.get("reward")
+    log_probs = response["rollout_log_probs"]
     return Rollout(
-        prompt=response["prompt"],
+        prompt=prompt_text(response["prompt"], answered[:first], tokenizer),
         answer="\n".join(spans),
+        visible_answer="\n".join(
+            visible_span(tokenizer, answered, start, end, end=reasoning_end) for start, end in ranges
+        ),
+        visible_transcript=visible_transcript(tokenizer, answered, ranges, end=reasoning_end),
         transcript=tokenizer.decode(answered[first:], skip_special_tokens=True),
         label=response["label"],
-        reward=None if reward is None else _number(reward),
+        reward=one_number(response.get("reward")),
         truncated=bool(response.get("truncated", False)),
         num_tokens=len(answered),
         step=ticket.step,
         group=ticket.group,
-        extra={key: _number(value) for key, value in (response.get("extra_logs") or {}).items()},
+        sample=number,
+        extra=numbers_in(response.get("extra_logs")),
+        token_ids=tuple(answered),
+        answer_spans=tuple(ranges),
+        log_probs=None if log_probs is None else tuple(floats(log_probs[: len(answered)])),
+        columns=ticket.columns,
+        messages=ticket.messages,
     )
-
-
-def _number(value: Any) -> float:
-    """A reward as a float: functions return tensors of one element, lists of one, or numbers."""
-    value = value.flatten()[0].item() if hasattr(value, "flatten") else value
-    return float(value[0] if isinstance(value, (list, tuple)) else value)
 
 
 def _sampled_log_probs(output: Any, ids: Sequence[int]) -> list[float]:

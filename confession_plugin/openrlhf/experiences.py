@@ -7,6 +7,7 @@ metrics after `metrics.compute_rollout_stats`, the spans before each training st
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from confession_plugin.channels import Spans, keep
-from confession_plugin.sample_stats import STATS
+from confession_plugin.sample_stats import NUMBERS, STATS
 
 PREFIX = "confession/"
 
-_DTYPES = {bool: torch.float32, int: torch.long, float: torch.float32}
+_DTYPES: dict[Any, torch.dtype] = {bool: torch.float32, int: torch.long, float: torch.float32}
 
 #: Columns that stay until the training step.
 TRAINING_KEYS = tuple(name for name, stat in STATS.items() if stat.lifetime == "training")
@@ -31,24 +32,52 @@ BATCH_KEYS = tuple(name for name, stat in STATS.items() if stat.lifetime == "bat
 
 def write_info(info: dict[str, Any], numbers: Mapping[str, Any]) -> None:
     """Add a sample's numbers to its info; every column is written for every sample, as the host demands."""
-    for name, stat in STATS.items():
-        value = numbers.get(name, stat.missing)
-        info[PREFIX + name] = [value] if stat.kind is str else torch.tensor([value], dtype=_DTYPES[stat.kind])
+    for name in STATS:
+        info[PREFIX + name] = _column_of([numbers[name]] if name in numbers else _missing(name, 1), name)
+
+
+def complete_info(experience: Any, names: Sequence[str] = tuple(STATS)) -> None:
+    """Write the columns that samples from elsewhere lack: whoever made them, they were not asked.
+
+    Subclasses of the host's samples generator may make samples of their own.
+    """
+    for name in names:
+        if PREFIX + name not in experience.info:
+            experience.info[PREFIX + name] = _column_of(_missing(name, _size(experience)), name)
+
+
+def _size(experience: Any) -> int:
+    """B, or 1 for a sample out of the replay buffer."""
+    if experience.action_mask is not None:
+        return len(torch.atleast_2d(experience.action_mask))
+    return 0 if experience.rewards is None else len(torch.atleast_1d(experience.rewards))
+
+
+def _missing(name: str, count: int) -> list[Any]:
+    return [copy.copy(STATS[name].missing) for _ in range(count)]
+
+
+def _column_of(values: list[Any], name: str) -> Any:
+    kind = STATS[name].kind
+    return torch.tensor(values, dtype=_DTYPES[kind]) if kind in NUMBERS else values
 
 
 def column(info: Mapping[str, Any], name: str) -> Tensor:
     """(B,) values of one number: a tensor after the rollout, a list of 0-d tensors out of the replay buffer."""
-    values = info[PREFIX + name]
+    values = info.get(PREFIX + name)
+    if values is None:  # samples from elsewhere, see `complete_info`
+        values = _column_of(_missing(name, len(info[PREFIX + "asked"])), name)
     return values if isinstance(values, Tensor) else torch.stack([torch.as_tensor(value) for value in values])
 
 
 def values_of(info: Mapping[str, Any], name: str) -> list[Any]:
-    """The B values of one number or short text, as Python objects."""
-    return list(info[PREFIX + name]) if STATS[name].kind is str else column(info, name).tolist()
+    """The B values of one number, short text or mapping, as Python objects."""
+    return column(info, name).tolist() if STATS[name].kind in NUMBERS else list(info[PREFIX + name])
 
 
 def spans_of(experience: Any) -> Spans:
     """The confession spans of a batched experience."""
+    complete_info(experience, TRAINING_KEYS)
     info = experience.info
     return Spans(
         asked=column(info, "asked").bool(), length=column(info, "length"), scored=column(info, "scored").bool()

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from confession_plugin.openrlhf.experiences import PREFIX, column, values_of
-from confession_plugin.sample_stats import STATS
+from confession_plugin.openrlhf.experiences import PREFIX, TRAINING_KEYS, column, complete_info, values_of
+from confession_plugin.sample_stats import NUMBERS, STATS
 
 #: In the info: a list of extra rows (one-row experiences without padding) for each sample.
-EXTRA = PREFIX + "extra"
+EXTRA = PREFIX + "extra_confessions"
 
 
 def extra_of(experience: Any) -> list[Any]:
@@ -41,6 +41,7 @@ def unfold(experience: Any) -> Any:
     Per-token tensors are (R, A), our own columns of the info (R,).  What the host keeps per sample (rewards, lengths,
     its own info) stays (B,).
     """
+    complete_info(experience, TRAINING_KEYS)
     extra = extra_of(experience)
     if not extra:
         return experience
@@ -55,7 +56,7 @@ def unfold(experience: Any) -> Any:
     for name, stat in STATS.items():
         if PREFIX + name not in info:
             continue
-        if stat.kind is str:
+        if stat.kind not in NUMBERS:
             info[PREFIX + name] = [text for one in (experience, *extra) for text in values_of(one.info, name)]
         else:
             own = column(info, name)
@@ -66,7 +67,7 @@ def unfold(experience: Any) -> Any:
 def fold(experience: Any, rows: Any, names: Sequence[str]) -> None:
     """Write the per-token tensors `names` of the unfolded micro-batch back to its samples and extra rows."""
     extra = extra_of(experience)
-    count = len(rows.sequences) - len(extra)
+    count = len(rows.action_mask) - len(extra)
     for name in names:
         value = getattr(rows, name)  # (R, A)
         if value is None:

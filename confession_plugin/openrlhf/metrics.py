@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from confession_plugin import sample_stats, session
-from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, drop_keys, values_of
+from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, complete_info, drop_keys, values_of
 from confession_plugin.openrlhf.extra_confessions import samples_of_extra, unfold
 from confession_plugin.records import BatchStats
 
@@ -32,9 +32,25 @@ def compute_rollout_stats(host: Any, self: Any, experiences: list[Any], *args: A
 
 def batch_stats(experiences: list[Any]) -> BatchStats:
     """Per-sample numbers of a rollout batch, every further confession about an answer an entry of its own."""
+    for experience in experiences:
+        complete_info(experience)
     rows = [unfold(experience) for experience in experiences]
     columns = {name: [value for one in rows for value in values_of(one.info, name)] for name in sample_stats.STATS}
-    counts = [(len(one.sequences), len(samples_of_extra(one))) for one in experiences]
+    samples = [[*range(len(one.sequences)), *samples_of_extra(one).tolist()] for one in experiences]
+    labels, rewards = [list(one.labels) for one in experiences], [_answer_rewards(one) for one in experiences]
     return sample_stats.batch_stats(
-        columns, [further for samples, extra in counts for further in [False] * samples + [True] * extra]
+        columns,
+        [
+            row >= len(one.sequences)
+            for one, of_one in zip(experiences, samples, strict=True)
+            for row in range(len(of_one))
+        ],
+        label=[of_one[at] for of_one, places in zip(labels, samples, strict=True) for at in places],
+        answer_reward=[of_one[at] for of_one, places in zip(rewards, samples, strict=True) for at in places],
     )
+
+
+def _answer_rewards(experience: Any) -> list[float]:
+    """The task rewards before the host's penalties; NaN where the host keeps none."""
+    rewards = experience.info.get("reward")
+    return [math.nan] * len(experience.sequences) if rewards is None else [float(reward) for reward in rewards]

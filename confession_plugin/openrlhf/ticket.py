@@ -1,6 +1,7 @@
-"""A prompt group's ticket to confess, from the choice in the trainer to the executor in a rollout worker.
+"""A prompt group's ticket, from the choice in the trainer to the executor in a rollout worker and back.
 
-    choice -> `TicketedDispatch` -> ``SamplingParams.extra_args`` -> `take_ticket` -> `TICKET` -> the executor
+    choice -> `TicketedDispatch` -> ``SamplingParams.extra_args`` -> `take_ticket` -> `GROUP` -> the executor
+    responses -> `stamped` -> the trainer, which puts the groups back into the order of their dispatch
 
 The host dispatches its prompts one call each to vLLM engine handles; for the time of a dispatch the handles add each
 group's ticket to its sampling parameters.  In the rollout worker it is taken out again before the host sees them.
@@ -8,10 +9,12 @@ group's ticket to its sampling parameters.  In the rollout worker it is taken ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any
 
 from confession_plugin.errors import PluginError
@@ -21,16 +24,45 @@ from confession_plugin.records import PromptBatch
 EXTRA_ARG = "confession"
 
 
+#: Key of a response: the position of the prompt group it belongs to.
+STAMP = "confession_group"
+
+
 @dataclass(frozen=True)
 class Ticket:
-    """This group confesses: step and group as in `records.Rollout`."""
+    """Which group this is, and whether it confesses; fields as in `records.Rollout`."""
 
     step: int
     group: int
+    asked: bool = True
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] | None = None
 
 
-#: The ticket of the prompt group whose samples are being produced in this context.
-TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
+class AskedGroup:
+    """A group that confesses, while its samples are being produced.
+
+    Args:
+        sampling_params: the group's own, before anything has happened to them.
+    """
+
+    def __init__(self, ticket: Ticket, sampling_params: Any) -> None:
+        self.ticket = ticket
+        # Agents change what they are handed, and the host hands all samples of a group one object.
+        self._sampling_params = deepcopy(sampling_params)
+        self._samples = itertools.count()
+
+    def next_sample(self) -> int:
+        """Number of the sample whose executor starts now: the host starts them in the order of its responses."""
+        return next(self._samples)
+
+    def sampling_params(self) -> Any:
+        """A copy of the group's sampling parameters, to be changed."""
+        return deepcopy(self._sampling_params)
+
+
+#: The group that confesses and whose samples are being produced in this context.
+GROUP: ContextVar[AskedGroup | None] = ContextVar("group", default=None)
 
 
 # ── In the trainer ──
@@ -39,9 +71,9 @@ TICKET: ContextVar[Ticket | None] = ContextVar("ticket", default=None)
 class TicketedDispatch:
     """The tickets of one batch.  The host dispatches its prompts one call each, in order: call i is group i."""
 
-    def __init__(self, batch: PromptBatch, chosen: Sequence[bool]) -> None:
+    def __init__(self, batch: PromptBatch, tickets: Sequence[Ticket]) -> None:
         self._batch = batch
-        self._chosen = chosen
+        self._tickets = tickets
         self._next = 0
 
     def engines(self, handles: Sequence[Any]) -> list[TicketedEngine]:
@@ -49,13 +81,11 @@ class TicketedDispatch:
         return [TicketedEngine(handle, self) for handle in handles]
 
     def with_ticket(self, prompt: str, sampling_params: Any) -> Any:
-        """The next group's sampling parameters: the host's own, or a copy with a ticket."""
+        """A copy of the next group's sampling parameters, with its ticket."""
         index, self._next = self._next, self._next + 1
         if prompt != self._batch.prompts[index]:
             raise PluginError("OpenRLHF dispatched its prompts in another order than it was given them")
-        if not self._chosen[index]:
-            return sampling_params
-        return with_ticket(sampling_params, Ticket(self._batch.step, self._batch.position + index))
+        return with_ticket(sampling_params, self._tickets[index])
 
 
 class TicketedEngine:
@@ -78,9 +108,9 @@ class TicketedEngine:
 
 
 def with_ticket(sampling_params: Any, ticket: Ticket) -> Any:
-    """A copy of the sampling parameters that asks the group to confess."""
+    """A copy of the sampling parameters that says which group they are for."""
     params = sampling_params.clone()
-    params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: asdict(ticket)}
+    params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: dict(vars(ticket))}
     return params
 
 
@@ -99,10 +129,16 @@ def take_ticket(sampling_params: Any) -> tuple[Ticket | None, Any]:
 
 
 @contextmanager
-def asking(ticket: Ticket | None) -> Iterator[None]:
-    """Inside, executors started for this prompt group know its ticket (their tasks copy the context)."""
-    token = TICKET.set(ticket)
+def asking(ticket: Ticket | None, sampling_params: Any) -> Iterator[None]:
+    """Inside, executors started for this prompt group know that it confesses (their tasks copy the context)."""
+    asked = ticket is not None and ticket.asked
+    token = GROUP.set(AskedGroup(ticket, sampling_params) if ticket is not None and asked else None)
     try:
         yield
     finally:
-        TICKET.reset(token)
+        GROUP.reset(token)
+
+
+def stamped(responses: Sequence[dict[str, Any]], ticket: Ticket | None) -> list[dict[str, Any]]:
+    """The group's responses, each saying which group it belongs to."""
+    return [response if ticket is None else {**response, STAMP: ticket.group} for response in responses]

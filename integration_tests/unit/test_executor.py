@@ -4,67 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import in_process  # noqa: F401  (before anything of the host)
+import numpy as np
 import pytest
 import torch
+from engine import CONFIG, MAX_LEN, Engine, params, single_turn
 from harness import Tiny
-from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor, SingleTurnAgentExecutor
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
 from confession_plugin import Parsed, Request, Unscored, Verdict, hookimpl, session
 from confession_plugin.config import Config
 from confession_plugin.errors import JudgeError, PluginError
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTokens
-from confession_plugin.openrlhf.ticket import TICKET, Ticket
+from confession_plugin.openrlhf.ticket import Ticket, asking
 from confession_plugin.plugins import PluginManager, configured
 
-MAX_LEN = 96
-CONFIG = Config(enable=True, max_new_tokens=12, max_request_tokens=80, request_format="chat")
-
-
-class Engine:
-    """The host's rollout actor (its class, outside Ray) with its vLLM engine, and the loop both live on."""
-
-    def __init__(self, tiny: Tiny) -> None:
-        from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
-
-        self.loop = asyncio.new_event_loop()
-        self.tiny = tiny
-        host_class = RolloutRayActor.__ray_metadata__.modified_class
-        self.actor = host_class.__new__(host_class)
-        self.run(
-            self.actor.__init__(
-                model=str(tiny.model),
-                num_gpus=1,
-                enforce_eager=True,
-                worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
-                distributed_executor_backend="uni",
-                max_model_len=MAX_LEN + CONFIG.context_tokens,
-                dtype="bfloat16",
-                gpu_memory_utilization=0.1,
-                logprobs_mode="processed_logprobs",
-                max_logprobs=1,
-                seed=1,
-            )
-        )
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
-
-    def close(self) -> None:
-        self.actor.llm.shutdown()
-        pending = asyncio.all_tasks(self.loop)
-        for task in pending:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()
+PROMPT = "<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.fixture(scope="module")
@@ -113,34 +75,37 @@ def plugins_with(world: Any, config: Config = CONFIG) -> PluginManager:
     return manager
 
 
-def params(**changes: Any) -> Any:
-    from vllm import SamplingParams
+def execute(
+    engine: Engine,
+    executor: Any,
+    tokenizer: Any,
+    *,
+    ticket: bool = True,
+    sampling: Any = None,
+    prompt: str = PROMPT,
+    llm_engine: Any = None,
+    samples: int = 1,
+) -> Any:
+    """One response; of several samples, which the host starts together with one object of parameters, a list."""
 
-    return SamplingParams(
-        **{"max_tokens": 16, "min_tokens": 1, "logprobs": 1, "skip_special_tokens": False, **changes}
-    )
-
-
-def execute(engine: Engine, executor: Any, tokenizer: Any, *, ticket: bool = True, sampling: Any = None) -> Any:
     async def work() -> Any:
-        token = TICKET.set(Ticket(step=3, group=5) if ticket else None)
-        try:
-            return await executor.execute(
-                prompt="<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n",
-                label="3",
-                sampling_params=sampling or params(),
-                max_length=MAX_LEN,
-                hf_tokenizer=tokenizer,
-                llm_engine=engine.actor,
-            )
-        finally:
-            TICKET.reset(token)
+        sampling_params = sampling or params()
+        with asking(Ticket(step=3, group=5) if ticket else None, sampling_params):
+            tasks = [
+                executor.execute(
+                    prompt=prompt,
+                    label="3",
+                    sampling_params=sampling_params,
+                    max_length=MAX_LEN,
+                    hf_tokenizer=tokenizer,
+                    llm_engine=llm_engine or engine.actor,
+                )
+                for _ in range(samples)
+            ]
+            return await asyncio.gather(*tasks)
 
-    return engine.run(work())
-
-
-def single_turn(engine: Engine) -> Any:
-    return SingleTurnAgentExecutor(str(engine.tiny.reward))
+    responses = engine.run(work())
+    return responses[0] if samples == 1 else responses
 
 
 def confessing(inner: Any, world: Any = None, config: Config = CONFIG) -> ConfessingExecutor:
@@ -246,7 +211,7 @@ def test_records_tell_the_whole_story(engine: Engine, tokenizer: Any) -> None:
     assert record.verdict.latency_s > 0
 
 
-@pytest.mark.parametrize("name", ["truncated", "empty", "unparsable"])
+@pytest.mark.parametrize("name", ["truncated", "empty", "no_json"])
 def test_an_unreadable_confession_earns_the_lowest_reward(engine: Engine, tokenizer: Any, name: str) -> None:
     """It is the policy's doing: scored, so that it is unlearnt; the judge is not called."""
 
@@ -263,7 +228,7 @@ def test_an_unreadable_confession_earns_the_lowest_reward(engine: Engine, tokeni
     sampling = {
         "truncated": params(),
         "empty": params(allowed_token_ids=[eos]),
-        "unparsable": params(allowed_token_ids=[eos, *tokenizer("7", add_special_tokens=False)["input_ids"]]),
+        "no_json": params(allowed_token_ids=[eos, *tokenizer("7", add_special_tokens=False)["input_ids"]]),
     }[name]
     tokens = execute(engine, confessing(single_turn(engine), world), tokenizer, sampling=sampling)["confession"]
     (record,) = world.records
@@ -379,7 +344,7 @@ def test_a_reward_that_is_no_number_stops_the_run(engine: Engine, tokenizer: Any
         execute(engine, confessing(single_turn(engine), Nan()), tokenizer)
 
 
-def test_too_much_silence_stops_the_run(engine: Engine, tokenizer: Any) -> None:
+def test_too_many_missing_scores_stop_the_run(engine: Engine, tokenizer: Any) -> None:
     config = CONFIG.model_copy(update={"max_unscored": 0.02})  # more than one of 64
 
     def silent() -> Any:
@@ -400,6 +365,117 @@ def test_images_are_never_dropped_silently(engine: Engine, tokenizer: Any) -> No
 
     with pytest.raises(PluginError, match="images"):
         execute(engine, confessing(WithImages()), tokenizer)
+
+
+class Watching:
+    """The rollout actor, with every request of its engine written down."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.requests: list[tuple[list[int], Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.actor, name)
+
+    async def generate(self, token_ids: Any, sampling_params: Any, **kwargs: Any) -> Any:
+        self.requests.append((token_ids, sampling_params.clone()))
+        return await self.actor.generate(token_ids, sampling_params, **kwargs)
+
+
+class Aborting(Watching):
+    """Its second request, the confession, is aborted by vLLM while it is being generated."""
+
+    async def generate(self, token_ids: Any, sampling_params: Any, **kwargs: Any) -> Any:
+        running = asyncio.ensure_future(super().generate(token_ids, sampling_params, **kwargs))
+        if len(self.requests) == 1:
+            while not running.done() and not self.actor.get_num_unfinished_requests():
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
+            await self.actor.llm.pause_generation(mode="abort")
+            await self.actor.llm.resume_generation()
+        return await running
+
+
+def test_an_aborted_confession_is_unscored(engine: Engine, tokenizer: Any) -> None:
+    """The engine's doing: no reward, no tokens to train, and the answer as ever."""
+
+    class Once(Aborting):
+        async def generate(self, token_ids: Any, sampling_params: Any, **kwargs: Any) -> Any:
+            if not self.requests:  # the answer
+                return await Watching.generate(self, token_ids, sampling_params, **kwargs)
+            return await super().generate(token_ids, sampling_params, **kwargs)
+
+    config = CONFIG.model_copy(update={"max_new_tokens": 80})
+    world, watching = World(), Once(engine.actor)
+    response = execute(
+        engine,
+        confessing(single_turn(engine), world, config),
+        tokenizer,
+        sampling=params(min_tokens=16, ignore_eos=True),
+        llm_engine=watching,
+    )
+    (record,) = world.records
+    assert record.verdict.unscored == "aborted" and "abort" in record.verdict.detail and record.reward is None
+    sample = sample_of(response, config)
+    assert sample.sequences[0].tolist() == response["observation_tokens"]
+    assert sample.info["confession/asked"].item() == 1 and sample.info["confession/scored"].item() == 0
+
+
+def test_every_confession_of_a_group_starts_from_the_groups_own_sampling(engine: Engine, tokenizer: Any) -> None:
+    """The host hands all samples one object, and agents change it: some before anything has been awaited."""
+    inner, watching, world = single_turn(engine), Watching(engine.actor), World()
+
+    class Meddling:
+        async def execute(self, sampling_params: Any, **kwargs: Any) -> Any:
+            sampling_params.temperature, sampling_params.seed, sampling_params.stop = 0.0, 7, ["7"]
+            return await inner.execute(sampling_params=sampling_params, **kwargs)
+
+    execute(engine, confessing(Meddling(), world), tokenizer, llm_engine=watching, samples=3)
+    confessions = [sampling for ids, sampling in watching.requests if sampling.max_tokens == CONFIG.max_new_tokens]
+    assert len(confessions) == 3 and len(watching.requests) == 6
+    assert all((one.temperature, one.seed, one.stop) == (1.0, None, []) for one in confessions)
+    assert sorted(record.rollout.sample for record in world.records) == [0, 1, 2]
+
+
+def test_the_prompt_is_what_the_policy_read(engine: Engine, tokenizer: Any) -> None:
+    class Writer(TwoTurns):
+        async def reset(self, states: dict[str, Any], **_: Any) -> dict[str, Any]:
+            return {"observation": f"<|im_start|>user\nRule: no 7. {states['label']}<|im_end|>\n"}
+
+    world = World()
+    execute(engine, confessing(MultiTurnAgentExecutor(Writer), world), tokenizer, sampling=params(max_tokens=8))
+    assert world.records[0].rollout.prompt == "<|im_start|>user\nRule: no 7. 3<|im_end|>\n"
+    long = "What is 1 + 2? " * 60
+    response = execute(engine, confessing(single_turn(engine), world), tokenizer, prompt=long)
+    read = response["observation_tokens"][: response["action_ranges"][0][0]]
+    assert world.records[1].rollout.prompt == tokenizer.decode(read) and len(read) == MAX_LEN - 16
+    execute(engine, confessing(single_turn(engine), world), tokenizer)
+    assert world.records[2].rollout.prompt == PROMPT
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda ids: np.array(ids, dtype=np.int32)])
+def test_token_ids_of_a_custom_executor(engine: Engine, tokenizer: Any, kind: Any) -> None:
+    inner, world = single_turn(engine), World()
+
+    class Arrays:
+        async def execute(self, **kwargs: Any) -> Any:
+            response = await inner.execute(**kwargs)
+            return {**response, "observation_tokens": kind(response["observation_tokens"])}
+
+    tokens = execute(engine, confessing(Arrays(), world), tokenizer)["confession"]
+    assert tokens.confession and all(type(one) is int for one in world.records[0].rollout.token_ids)
+
+
+def test_records_know_the_tokens(engine: Engine, tokenizer: Any) -> None:
+    world = World()
+    response = execute(engine, confessing(single_turn(engine), world), tokenizer)
+    rollout, confession, tokens = world.records[0].rollout, world.records[0].confession, response["confession"]
+    assert list(rollout.token_ids) == response["observation_tokens"]
+    assert list(rollout.answer_spans) == response["action_ranges"]
+    assert list(rollout.log_probs) == response["rollout_log_probs"]
+    assert list(confession.token_ids) == tokens.confession and list(confession.request_ids) == tokens.request
+    assert list(confession.log_probs) == tokens.log_probs and confession.num_tokens == len(tokens.confession)
+    assert rollout.visible_answer == rollout.answer  # no reasoning in it
 
 
 @pytest.mark.parametrize("chat", ["chat", "plain"])

@@ -123,8 +123,8 @@ def test_confession_parse() -> None:
     hook = manager_with(Plugin()).hook
     assert hook.confession_parse(text="mine", truncated=False, rollout=ROLLOUT).admits is True
     assert hook.confession_parse(text="  ", truncated=False, rollout=ROLLOUT).problem == "empty"
-    assert hook.confession_parse(text="{", truncated=True, rollout=ROLLOUT).problem == "truncated"
-    assert hook.confession_parse(text="no", truncated=False, rollout=ROLLOUT).problem.startswith("unparsable: ")
+    assert hook.confession_parse(text="{", truncated=True, rollout=ROLLOUT).problem.startswith("truncated: ")
+    assert hook.confession_parse(text="no", truncated=False, rollout=ROLLOUT).problem.startswith("no_json: ")
 
 
 def test_confession_judge() -> None:
@@ -448,8 +448,35 @@ def test_select_depends_on_seed_and_position_and_prefers_no_place() -> None:
         chosen = hook.confession_select(batch=PromptBatch(("p",) * 8, ("",) * 8, 8 * step, step, seed=step % 7))
         seen.add(tuple(chosen))
         by_place = [total + one for total, one in zip(by_place, chosen, strict=True)]
-    assert len(seen) == 28  # every pair of places
+    assert len(seen) == 4  # evenly spaced, from every place
     assert all(60 < total < 140 for total in by_place)  # 100 expected, sd 8.7
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.25, 1 / 3, 0.6])
+@pytest.mark.parametrize("train_size", [4, 12, 13])
+def test_every_training_batch_and_every_stretch_of_it_has_its_share(probability: float, train_size: int) -> None:
+    """Sampled in parts that do not end where training batches end, as with oversampling at the end of an episode."""
+    hook = configured(Config(probability=probability)).hook
+    chosen: list[bool] = []
+    for step, size in enumerate([30, 7, 1, 64, 5, 45] * 4):
+        place = len(chosen) % train_size
+        prompts = ("p",) * size
+        batch = PromptBatch(prompts, prompts, len(chosen), step, seed=5, train_size=train_size, train_place=place)
+        chosen += hook.confession_select(batch=batch)
+    for start in range(0, len(chosen) - train_size, train_size):
+        assert abs(sum(chosen[start : start + train_size]) - probability * train_size) < 1
+    whole = PromptBatch(("p",) * 48, ("",) * 48, 0, 1, seed=5, train_size=48)
+    spread = hook.confession_select(batch=whole)
+    for ranks in (2, 3, 4, 6):
+        counts = [sum(spread[48 * rank // ranks : 48 * (rank + 1) // ranks]) for rank in range(ranks)]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_a_replacement_takes_the_choice_of_the_group_it_replaces() -> None:
+    hook = configured(Config(probability=0.5)).hook
+    for was_asked in (False, True):
+        batch = PromptBatch(("p",), ("",), 9, 1, seed=0, train_size=4, train_place=2, replaced=(was_asked,))
+        assert hook.confession_select(batch=batch) == [was_asked]
 
 
 # ── Built-in: the trace ──

@@ -227,7 +227,7 @@ class _Check:
         changes: dict[str, dict[str, Any]] = {
             "confessions of one token": {"confession_tokens": 1},
             "long confessions": {"confession_tokens": 24, "unscored": ()},
-            "nobody asked": {"asked": (False,)},
+            "none asked": {"asked": (False,)},
             "everybody asked": {"asked": (True,)},
         }
         if self.rollouts.with_rewards:
