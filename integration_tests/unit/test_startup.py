@@ -45,9 +45,10 @@ def confession_add_options(options):
 @pytest.fixture(autouse=True)
 def own_session(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a command leaves behind in this process is taken back."""
-    for name in (*os.environ, "CONFESSION_PLUGIN_CPU"):
+    for name in [*os.environ, "CONFESSION_PLUGIN_CPU"]:
         if name.startswith(("CONFESSION_", "RAY_")):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, "")  # so that one which a command sets is taken back, too
+            monkeypatch.delenv(name)
     with session.using(Config()):
         yield
 
