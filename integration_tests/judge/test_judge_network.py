@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from judge_calls import CONFESSION, ROLLOUT, ask, judge_at, probed
 from judge_server import Answer, Call, JudgeServer, error, says, verdict
-from test_judge_server import CONFESSION, ROLLOUT, ask, judge_at, probed
 
 from confession_plugin import ConfigError, Rollout, Verdict
 from confession_plugin.config import Config, check_config, parse_config
@@ -261,7 +261,7 @@ def test_a_self_signed_certificate_names_the_variable_that_helps(
 
 BOMB = """
 import resource
-from test_judge_server import ask, judge_at
+from judge_calls import ask, judge_at
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 ask(judge_at({url!r}))
 before = peak()
