@@ -104,11 +104,26 @@ def call(plugins: PluginManager, *, config: Config, skip_judge: bool = False, as
         skip_judge: give no verdict instead of asking for one.
         ask_server: ask a server judge too, instead of taking full marks for its verdict.
     """
+    return calls(plugins, 1, config=config, skip_judge=skip_judge, ask_server=ask_server)[0]
+
+
+def calls(
+    plugins: PluginManager, times: int, *, config: Config, skip_judge: bool = False, ask_server: bool = True
+) -> list[Finished]:
+    """`call`, several times one after the other."""
     others = [impl for impl in plugins.hook.confession_judge.get_hookimpls() if impl.plugin_name != "judge"]
     server = bool(config.judge_urls) and not others
     hooks = _Deciders(plugins.hook, skip_judge=skip_judge, stand_in=server and not ask_server)
     confessor = Confessor(cast(PluginManager, SimpleNamespace(hook=hooks)))
-    return asyncio.run(confessor.confess(CASE, WrittenReport()))[0]
+
+    async def one_after_the_other() -> list[Finished]:
+        finished = [(await confessor.confess(CASE, WrittenReport()))[0] for _ in range(times)]
+        close = getattr(getattr(plugins.get_plugin("judge"), "judge", None), "aclose", None)
+        if close is not None:
+            await close()  # the connections of this event loop
+        return finished
+
+    return asyncio.run(one_after_the_other())
 
 
 class _Deciders:

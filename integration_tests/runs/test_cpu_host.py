@@ -17,9 +17,9 @@ import pytest
 from harness import RUN_ENV_VAR, Tiny, base_flags, end_processes, processes_of, run_cli
 
 from confession_plugin import cpu
+from confession_plugin.errors import ConfigError
 from confession_plugin.openrlhf.cpu import flash_attention
 from confession_plugin.openrlhf.cpu.stand_ins import STAND_INS
-from confession_plugin.errors import ConfigError
 
 #: What a team's own script says: made for GPUs, kept as it is.
 GPU_FLAGS = [

@@ -352,7 +352,9 @@ def test_a_failing_decider_names_plugin_hook_and_cause() -> None:
             raise KeyError("late")
 
     hook = manager_with(Plugin()).hook
-    with pytest.raises(PluginError, match=r"plugin 'mine' failed in confession_reward: KeyError: 'honest'"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'mine' failed in confession_reward: KeyError: 'honest' \(.*test_hooks.py:\d+\)"
+    ):
         hook.confession_reward(verdict=Verdict(ratings={"a": 1.0}), confession=CONFESSION)
     with pytest.raises(PluginError, match=r"plugin 'mine' failed in confession_judge: KeyError: 'late'"):
         asyncio.run(hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION))
@@ -370,10 +372,12 @@ def test_a_failing_decider_names_plugin_hook_and_cause() -> None:
         ),
         (
             "from confession_plugin import hookimpl\n@hookimpl\ndef confession_jugde(rollout): pass",
-            "unknown hook 'confession_jugde'.*confession_judge",
+            "unknown hook 'confession_jugde'.*did you mean confession_judge\\?",
         ),
+        ("x = 1\ndef f():\n    return {}['key']\nf()", r"KeyError: 'key' \(.*plugin.py:3\)"),
+        ("import json\njson.loads('[')", r"JSONDecodeError: .* \(.*plugin.py:2\)"),
     ],
-    ids=["import", "syntax", "no hooks", "argument", "misspelt"],
+    ids=["import", "syntax", "no hooks", "argument", "misspelt", "line", "line in a library"],
 )
 def test_a_plugin_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, source: str, message: str) -> None:
     file = tmp_path / "plugin.py"
