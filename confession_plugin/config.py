@@ -113,6 +113,12 @@ class Config(BaseModel):
     max_unscored: float = Field(
         0.5, ge=0, le=1, description="Stop the run when more than this share of the last 64 judgments had no score."
     )
+    max_unparsed: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Stop the run when more than this share of the last 512 confessions could not be read. 1: never.",
+    )
 
     # ── plugins and records ──
     plugins: tuple[str, ...] = Field((), description="Plugins to load: a.module,./file.py")
