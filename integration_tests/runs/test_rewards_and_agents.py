@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from harness import HERE, Tiny, base_flags, run_cli
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 class RewardServer(BaseHTTPRequestHandler):
     """Answers as the host's own ``serve_rm`` does: one list entry a query, in every field."""
 
-    requests: list[dict[str, Any]] = []
+    requests: ClassVar[list[dict[str, Any]]] = []
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
