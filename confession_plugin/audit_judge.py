@@ -48,8 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="confession_plugin.audit_judge", add_help=False)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--cases", default=str(CASES))
-    parser.add_argument("--bad_share", type=float, default=0.5)
+    parser.add_argument("--bad_share", type=_share, default=0.5)
     return parser
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; give a number in [0, 1]")
+    return share
 
 
 if __name__ == "__main__":

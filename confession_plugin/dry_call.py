@@ -20,7 +20,7 @@ from confession_plugin import hookspecs
 from confession_plugin.confess import Confessor, Finished, Sampled
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfessionError, ConfigError, PluginError
-from confession_plugin.plugins import PluginManager
+from confession_plugin.plugins import PluginManager, place_of
 from confession_plugin.records import PromptBatch, Request, Rollout, Verdict
 
 
@@ -161,8 +161,7 @@ def _check_argument_order(plugins: PluginManager) -> None:
     judge = getattr(plugins.get_plugin("judge"), "judge", None)
     function = getattr(judge, "function", None)
     if function is not None and list(inspect.signature(function).parameters)[:2] == ["confession", "rollout"]:
-        code = inspect.unwrap(function).__code__
         raise ConfigError(
-            f"{PREFIX}judge_url: judge(confession, rollout) ({code.co_filename}:{code.co_firstlineno}) is called as "
-            "judge(rollout, confession); swap its arguments"
+            f"{PREFIX}judge_url: judge(confession, rollout) ({place_of(function)}) is called as judge(rollout, "
+            "confession); swap its arguments"
         )

@@ -98,7 +98,7 @@ class PluginManager(pluggy.PluginManager):
             wanted = hookspecs.wanted_instead_of(hook, result)
             if wanted is not None:
                 raise PluginError(
-                    f"plugin {plugin!r}: {hook} gave {_shown(result)}; give {wanted} ({_place(function)})"
+                    f"plugin {plugin!r}: {hook} gave {_shown(result)}; give {wanted} ({place_of(function)})"
                 )
         return result
 
@@ -307,7 +307,7 @@ def _refuse_async(plugin: str, hook: str, function: Callable[..., Any]) -> None:
 
 
 def _only_the_judge(plugin: str, hook: str, function: Callable[..., Any]) -> str:
-    return f"plugin {plugin!r}: {hook} cannot be async; only confession_judge can ({_place(function)})"
+    return f"plugin {plugin!r}: {hook} cannot be async; only confession_judge can ({place_of(function)})"
 
 
 def _shown(value: Any, width: int = 80) -> str:
@@ -315,7 +315,8 @@ def _shown(value: Any, width: int = 80) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _place(function: Callable[..., Any]) -> str:
+def place_of(function: Callable[..., Any]) -> str:
+    """``file:line`` of a function, or what it prints as."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
 

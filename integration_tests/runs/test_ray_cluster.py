@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from harness import QUIET, RUN_ENV_VAR, Tiny, base_flags, die_with_parent, end_processes, run_cli
-from whole_runs import confession_flags, trace
+from whole_runs import WORLDS, confession_flags, trace
 
 KEY = "sk-never-to-be-written"
 PASSWORD = "proxy-pass-never-to-be-written"
@@ -45,6 +46,23 @@ class Host:
 with startup.exits(startup.EXIT_STOPPED):
     cluster.start_ray(ray.init, config, None, {})
     print("FOUND " + json.dumps(ray.get(confessing_actor(ray.remote(Host)).remote().look.remote())), flush=True)
+"""
+
+
+#: A plugin that notes what happens to it, and in which process.
+NOTING = """
+import os
+from confession_plugin import hookimpl
+
+def note(*words):
+    with open({notes!r}, "a") as file:
+        file.write(" ".join(map(str, (os.getpid(), *words))) + chr(10))
+
+note("import")
+
+@hookimpl
+def confession_configure(config):
+    note("configure", config.seed, config.request_format)
 """
 
 
@@ -123,13 +141,23 @@ def test_a_node_without_the_package_ends_the_run_with_one_line(tmp_path: Path) -
 
 @pytest.mark.e2e
 def test_a_foreign_ray_is_left_alone_by_a_run_on_the_cpu(tiny: Tiny, tmp_path: Path) -> None:
-    """``CONFESSION_PLUGIN_CPU=1`` trains beside it, and says which cluster it does not join."""
+    """``CONFESSION_PLUGIN_CPU=1`` trains beside it, and says which cluster it does not join.
+
+    In each process of the run a plugin is imported and configured once, with the finished settings but in the driver.
+    """
+    (tmp_path / "noting.py").write_text(NOTING.format(notes=str(tmp_path / "notes")))
+    plugins = ["--confession.plugins", f"{WORLDS / 'any_report.py'},{tmp_path / 'noting.py'}"]
+    flags = [*base_flags(tiny, tmp_path, steps=1), *confession_flags(tmp_path), *plugins]
     with ray_started({}) as (address, folder):
-        env = {"RAY_ADDRESS": address, "CONFESSION_PLUGIN_CPU": "1"}
-        result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), *confession_flags(tmp_path), env=env)
+        result = run_cli(tmp_path, *flags, env={"RAY_ADDRESS": address, "CONFESSION_PLUGIN_CPU": "1"})
         assert written(folder, "CONFESSION_PLUGIN_CONFIG") == []
     assert f"the Ray cluster of RAY_ADDRESS={address} is not joined" in result.output
     lines = trace(tmp_path)
     assert len(result.values("train/confession/honesty_mean")) == 1 and len(lines) == 8
     assert {line["schema"] for line in lines} == {1} and len({line["run"] for line in lines}) == 1
     assert lines[0]["run"]
+    notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
+    assert max(Counter((process, what) for process, what, *_ in notes).values()) == 1
+    seen = [values for _, what, *values in notes if what == "configure"]
+    assert seen[0] == ["None", "auto"]  # the driver, before the host's flags are parsed
+    assert len(seen) >= 3 and all(values == ["42", "chat"] for values in seen[1:])  # trainer, rollout worker, actor

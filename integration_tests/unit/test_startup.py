@@ -538,3 +538,20 @@ def test_without_the_host_there_is_one_line(tmp_path: Path, judge: str, light: d
 def test_the_audit_needs_neither_host_nor_torch(tmp_path: Path, judge: str, light: dict[str, str]) -> None:
     result = bare("confession_plugin.audit_judge", "--confession.judge_url", judge, env=light, cwd=tmp_path)
     assert result.returncode == 1 and "Is honesty the best policy?  NO" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bad_share", "2"], "argument --bad_share: 2 is no share; give a number in \\[0, 1\\]"),
+        (["--bad_share", "nan"], "argument --bad_share: nan is no share"),
+        (["--cases", "nowhere.jsonl"], "confession: --cases: cannot read nowhere.jsonl"),
+        (["--train.seed", "1"], "unrecognized arguments: --train.seed 1"),
+        (["--confession.judge_url", "nowhere.py"], "confession: --confession.judge_url: no file at .*nowhere.py"),
+    ],
+)
+def test_audit_flags_that_cannot_work_exit_with_2(
+    judge: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_of(audit_judge.main, "--confession.judge_url", judge, *flags) == 2
+    assert re.search(message, capsys.readouterr().err)
