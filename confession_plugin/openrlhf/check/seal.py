@@ -231,7 +231,7 @@ class _Check:
             "confessions of one token": {"confession_tokens": 1},
             "long confessions": {"confession_tokens": 24, "unscored": ()},
             "none asked": {"asked": (False,)},
-            "everybody asked": {"asked": (True,)},
+            "every group asked": {"asked": (True,)},
         }
         if self.rollouts.with_rewards:
             changes["rewards as lists of one"] = {"rewards_as": "list"}
