@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from harness import HERE, Tiny, base_flags, run_cli
-from test_training import check, confession_flags, trace
+from whole_runs import check, confession_flags, trace
 
 WORLDS = HERE / "worlds"
 pytestmark = pytest.mark.e2e
