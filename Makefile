@@ -1,14 +1,14 @@
-# make setup | demo | test | lint | bench | clean
+# make setup | demo | test | test-quick | lint | bench | clean
 #
 # setup installs from whatever package index pip is configured for (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf).
 # Where the default index holds CUDA builds of torch, put torch's index of CPU builds into PIP_EXTRA_INDEX_URL.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench seal-hosts seal-matrix clean
+.PHONY: help setup demo test test-quick lint bench seal-hosts seal-matrix clean
 
 VENV := .venv/bin
-# Tests and demos ask nothing of the network and tell nobody about it.
+# Tests and demos ask nothing of the network and report nothing to it.
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 export DO_NOT_TRACK := 1
@@ -19,6 +19,7 @@ help:
 	@echo "make setup   build .venv once (2.6 GB, a few minutes, no GPU needed)"
 	@echo "make demo    train a small model to confess, on the CPU"
 	@echo "make test    all tests; ARGS='-k seal' for some"
+	@echo "make test-quick  those that take seconds each: no whole runs, the seal without its matrix"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks, one after the other: more than an hour"
 	@echo "make clean   remove .venv and everything else that was built"
@@ -31,6 +32,12 @@ demo: setup
 
 test: setup
 	@$(VENV)/python -m pytest -p no:cacheprovider $(ARGS)
+
+# Units, the judge on real sockets, the seal without its matrix; nothing that is marked slow.
+SEAL := integration_tests/seal/test_seal.py
+test-quick: setup
+	@$(VENV)/python -m pytest -p no:cacheprovider -q -m "not e2e and not slow" --deselect $(SEAL)::test_matrix \
+	  integration_tests/unit integration_tests/judge $(SEAL) $(ARGS)
 
 lint: setup
 	@$(VENV)/ruff check .

@@ -24,11 +24,11 @@ from rich.table import Table
 
 from confession_plugin.config import Config
 from confession_plugin.judging import Judge, load_judge
-from confession_plugin.judging.probing import _CASE, _REPORT
+from confession_plugin.judging.preflight import CASE, REPORT
 from confession_plugin.records import Confession
 
 SERVER = Path(__file__).parent.parent / "integration_tests" / "judge_server.py"
-CONFESSION = Confession("", "", report=_REPORT)
+CONFESSION = Confession("", "", report=REPORT)
 
 
 @contextmanager
@@ -58,9 +58,9 @@ def seconds(judge: Judge, calls: int) -> float:
     """Wall time of this many judgments at once, all of which must be scored."""
 
     async def main() -> float:
-        await judge(_CASE, CONFESSION)  # connections and caches
+        await judge(CASE, CONFESSION)  # connections and caches
         started = time.perf_counter()
-        verdicts = await asyncio.gather(*(judge(_CASE, CONFESSION) for _ in range(calls)))
+        verdicts = await asyncio.gather(*(judge(CASE, CONFESSION) for _ in range(calls)))
         assert all(verdict.scored for verdict in verdicts), verdicts[0]
         return time.perf_counter() - started
 
@@ -89,7 +89,7 @@ def thousand_at_once(url: str) -> tuple[int, list[float]]:
     async def main() -> tuple[int, list[float]]:
         most, memory = 0, []
         for _ in range(5):
-            calls = asyncio.gather(*(judge(_CASE, CONFESSION) for _ in range(1000)))
+            calls = asyncio.gather(*(judge(CASE, CONFESSION) for _ in range(1000)))
             while not calls.done():
                 most = max(most, sockets_to(port))
                 await asyncio.sleep(0.1)

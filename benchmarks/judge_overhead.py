@@ -21,9 +21,9 @@ from judge_load import CONFESSION, judge_at, server
 from rich.console import Console
 from rich.table import Table
 
-from confession_plugin.judging.http import HttpJudge
-from confession_plugin.judging.probing import _CASE
+from confession_plugin.judging.preflight import CASE
 from confession_plugin.judging.rubric import sections_of
+from confession_plugin.judging.server import ServerJudge
 from confession_plugin.judging.verdict import RESPONSE_FORMAT
 
 CALLS, AT_ONCE, ROUNDS = 250, 64, 20
@@ -46,9 +46,9 @@ async def cpu_seconds(call: Callable[[], Awaitable[Any]]) -> float:
 
 async def measure(url: str) -> dict[str, float]:
     answer = "It depends, as so often, on what one means. " * (WORDS // 9)
-    rollout = replace(_CASE, answer=answer, transcript=answer)
+    rollout = replace(CASE, answer=answer, transcript=answer)
     judge = judge_at(url)
-    assert isinstance(judge, HttpJudge)
+    assert isinstance(judge, ServerJudge)
     messages = judge.rubric.messages(sections_of(rollout, CONFESSION))
     body: dict[str, Any] = {
         "model": "judge",

@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "integration_tests"))
+sys.path.insert(0, str(ROOT / "integration_tests" / "support"))
 
 from harness import Tiny  # noqa: E402
 from live import Answer, build_world, confessing, live_run, of_step, read_answers, side_by_side  # noqa: E402

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 WORLD = ROOT / "examples" / "loophole"
 PHASES = ("generation", "make_experience", "ppo_train", "broadcast", "step_total")
 
-sys.path.insert(0, str(ROOT / "integration_tests"))
+sys.path.insert(0, str(ROOT / "integration_tests" / "support"))
 from harness import read_scalars  # noqa: E402
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from torch import Tensor
 from training_cost import ROOT, WORLD, confessions, flags
 
-sys.path.insert(0, str(ROOT / "integration_tests"))
+sys.path.insert(0, str(ROOT / "integration_tests" / "support"))
 from harness import run_cli
 from in_process import host_args
 
@@ -53,7 +53,7 @@ PLACES = (0, 20, 60)  # steps trained before the one that is taken apart
 Gradients = dict[str, Tensor]
 
 
-class DemoLab(simulator.Simulator):
+class DemoSimulator(simulator.Simulator):
     """The host's trainer side around the world's model."""
 
     def __init__(self, args: Any, model: Path) -> None:
@@ -127,7 +127,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, gradients: Gr
     optimizer.zero_grad()
 
 
-def stepped(bench: DemoLab, optimizer: torch.optim.Optimizer, gradients: Gradients) -> torch.nn.Module:
+def stepped(bench: DemoSimulator, optimizer: torch.optim.Optimizer, gradients: Gradients) -> torch.nn.Module:
     """A copy of the model after one step; model and optimizer stay as they are."""
     model = copy.deepcopy(bench.model)
     twin = adam(model, bench.args)
@@ -136,7 +136,7 @@ def stepped(bench: DemoLab, optimizer: torch.optim.Optimizer, gradients: Gradien
     return model
 
 
-def log_probs(bench: DemoLab, model: torch.nn.Module, samples: list[Any]) -> tuple[Tensor, Tensor]:
+def log_probs(bench: DemoSimulator, model: torch.nn.Module, samples: list[Any]) -> tuple[Tensor, Tensor]:
     """Log-probs of the answer tokens and of the confession tokens, one after the other."""
     answers, confessed = [], []
     bench.actor.model.module, before = model, bench.model
@@ -163,7 +163,7 @@ class Change:
     confessions: float
 
 
-def taken_apart(bench: DemoLab, warmed: torch.optim.Optimizer, place: int, rollouts: Path) -> Iterator[Change]:
+def taken_apart(bench: DemoSimulator, warmed: torch.optim.Optimizer, place: int, rollouts: Path) -> Iterator[Change]:
     """Single steps on the next batch, seen on the batch after."""
     experiences = bench.experiences(bench.samples(batch(rollouts, place + 1)))
     seen = bench.maker.split_rollout_samples(bench.samples(batch(rollouts, place + 2)))
@@ -208,7 +208,7 @@ def changes(out: Path, rollouts: Path, seed: int) -> list[Change]:
     found: list[Change] = []
     with seal.quiet(), simulator.one_process(), using(1.0), seams.in_this_process():
         for place in PLACES:
-            bench = DemoLab(args, out / "world" / "model")
+            bench = DemoSimulator(args, out / "world" / "model")
             warmed = adam(bench.model, args)
             if place:
                 restore(out / "checkpoints" / "_actor" / f"global_step{place}", bench.model, warmed)

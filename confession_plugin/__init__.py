@@ -1,4 +1,4 @@
-"""Training with confessions, as a plugin for OpenRLHF.
+"""Training with confessions, as a plugin for RLHF frameworks.
 
 Plugin authors need `hookimpl`, the records and, to give no verdict, `Unscored`; `confession_plugin.hookspecs` is the
 contract.  Importing this package loads neither torch nor the host.

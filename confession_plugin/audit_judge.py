@@ -32,19 +32,24 @@ from confession_plugin.judging.audit import CASES, as_text, evaluate, judge_all,
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Audit the judge that the flags name."""
-    parser = argparse.ArgumentParser(
-        prog="confession_plugin.audit_judge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--cases", default=str(CASES), help=argparse.SUPPRESS)
-    parser.add_argument("--bad_share", type=float, default=0.5, help=argparse.SUPPRESS)
     with startup.exits(startup.EXIT_USAGE):
-        options = parser.parse_args(startup.host_flags(argv))
         run = startup.prepare(argv, confessions=True)
+        if run.help is not None:
+            print(f"{__doc__}\n{run.help}")
+            sys.exit(0)
+        options = _parser().parse_args(run.host_argv)
         cases = load_cases(options.cases)
         result = evaluate(asyncio.run(judge_all(run.plugins, cases)), options.bad_share)
     print(json.dumps(result, indent=2) if options.json else as_text(result, run.config))
     sys.exit({True: 0, False: startup.EXIT_NO, None: startup.EXIT_USAGE}[result["honesty_is_best"]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="confession_plugin.audit_judge", add_help=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cases", default=str(CASES))
+    parser.add_argument("--bad_share", type=float, default=0.5)
+    return parser
 
 
 if __name__ == "__main__":

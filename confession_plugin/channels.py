@@ -29,6 +29,7 @@ class Estimator:
     """What there is to know about a host's advantage estimator to run it on incomplete groups."""
 
     name: str
+    """As the host's flags call it."""
     baseline: Baseline
     """The mean that a reward is compared with: none, its group's, or the whole batch's."""
     whitened: bool
@@ -84,7 +85,9 @@ class TokenValues:
     """Per-token results of one channel: one (B, A) float tensor per experience, zero outside the channel's mask."""
 
     advantages: Sequence[Tensor]
+    """What the policy loss weighs each token by."""
     returns: Sequence[Tensor]
+    """What a critic learns to predict; the host logs them without one, too."""
 
 
 @dataclass(frozen=True)

@@ -1,61 +1,52 @@
-"""From a request to token ids: the turn change between an answer and its confession.
+"""From an answer to its confession, as token ids.
 
 What was generated is never re-rendered or re-tokenised (templates drop earlier reasoning, and tokens may merge): only
-the text *between* the answer and the confession is rendered, found by rendering a stand-in conversation through the
-model's own chat template and cutting behind the stand-in answer.
+the text between the answer and the confession is rendered (see `chat_template`), and what of it the answer has
+written already is left out.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
-from confession_plugin.records import Request, Role
+from confession_plugin.chat_template import TurnChange, continued_ids, turn_change
+from confession_plugin.config import PREFIX
+from confession_plugin.errors import ConfigError
+from confession_plugin.reasoning import open_mark, special_ids, text_with_specials, trailing_marks
+from confession_plugin.records import Request
 
-logger = logging.getLogger(__name__)
+__all__ = ["TurnChange", "describe_turn_change", "plain_turn_change", "request_token_ids", "turn_change"]
 
-# Plain words: no template trims, escapes or splits on them.
-_QUESTION = "StandInQuestion"
-_ANSWER = "StandInAnswer"
+_PROMPT_END = 64
+"""Tokens at the end of a prompt that tell how its answer was opened."""
 
 
-def request_token_ids(tokenizer: Any, request: Request, answered: Sequence[int], *, chat: bool) -> list[int]:
+def request_token_ids(
+    tokenizer: Any, request: Request, answered: Sequence[int], *, chat: bool, answer_start: int | None = None
+) -> list[int]:
     """Token ids that lead from the end of an answer to the start of its confession.
 
     Args:
-        tokenizer: the host's tokenizer or processor (anything with ``apply_chat_template``).
-        request: the message to append.
-        answered: token ids of prompt and answer; only its end is looked at.
+        tokenizer: the host's tokenizer or processor.
+        request: the message to append; a system message goes in a user turn where the template knows no late one.
+        answered: token ids of prompt and answer.
         chat: render by the chat template; False for models and runs without one.
+        answer_start: where in `answered` the (last) answer begins.  With it the prompt's mode of thinking is carried
+            over exactly; without it only an empty block of reasoning at the start of the answer is.
 
     Returns:
-        Ids of: what is left of the answer's turn ending, the request's turn, the opening of the next turn.  When the
-        answer stopped by itself its end-of-turn token is already there and is not repeated; a truncated answer gets
-        the whole ending.
+        Ids of: what is left of the answer's turn ending, the request's turn, the opening of the next turn.  An end
+        token stands there once: an answer that stopped by itself brings its own, a truncated one gets the template's.
     """
     if not chat:
-        return _encode(tokenizer, plain_turn_change(request))
-    ids = _encode(tokenizer, turn_change(tokenizer, request))
-    return ids[_overlap(answered, ids) :]
-
-
-def turn_change(tokenizer: Any, request: Request) -> str:
-    """The template's own text from the end of an answer to the start of the next assistant turn.
-
-    Raises:
-        ValueError: the template can place the request neither in a system nor in a user turn after an answer.
-    """
-    text = request.text.strip()
-    roles: tuple[Role, ...] = ("system", "user") if request.role == "system" else ("user",)
-    for role in roles:
-        between = _render_between(tokenizer, role, text)
-        if between is not None:
-            if role != request.role:
-                _say_fallback_once(str(getattr(tokenizer, "name_or_path", "the model")))
-            return between
-    raise ValueError("the chat template places no message after an answer; use --confession.request_format plain")
+        start = answer_start or 0
+        prompt = text_with_specials(tokenizer, answered[max(0, start - _PROMPT_END) : start])
+        return continued_ids(tokenizer, plain_turn_change(request) + trailing_marks(prompt))
+    change = turn_change(tokenizer, "user" if request.role == "user" else "auto")
+    change = change.in_the_mode_of(_prompt_end(tokenizer, change, answered, answer_start))
+    ids = continued_ids(tokenizer, change.text(request.text))
+    return ids[_written_already(tokenizer, change, ids, answered) :]
 
 
 def plain_turn_change(request: Request) -> str:
@@ -63,36 +54,67 @@ def plain_turn_change(request: Request) -> str:
     return f"\n\n[{request.role}]\n{request.text.strip()}\n\n[assistant]\n"
 
 
-def _render_between(tokenizer: Any, role: Role, text: str) -> str | None:
-    """Text between answer and confession, or None where the template refuses, hoists or drops the message."""
-    messages = [
-        {"role": "user", "content": _QUESTION},
-        {"role": "assistant", "content": _ANSWER},
-        {"role": role, "content": text},
-    ]
-    try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja's TemplateError, or whatever the template raises on the role
-        logger.debug("chat template refused a late %s message: %s", role, error)
-        return None
-    _, found, between = rendered.rpartition(_ANSWER)
-    return between if found and text in between else None
+def describe_turn_change(
+    tokenizer: Any,
+    request: Request,
+    *,
+    chat: bool,
+    budget: int,
+    role: Literal["auto", "system", "user"] = "auto",
+) -> str:
+    """The start-up line: ``request: user turn, 412 of 1024 tokens; the confession opens with <think>``.
+
+    Args:
+        tokenizer: the host's tokenizer or processor.
+        request: the message to append.
+        chat: render by the chat template.
+        budget: ``--confession.max_request_tokens``.
+        role: ``--confession.request_role``.
+
+    Raises:
+        ConfigError: the template cannot place the request, or it takes more tokens than the budget.
+    """
+    change = turn_change(tokenizer, "user" if request.role == "user" else role) if chat else None
+    count = len(request_token_ids(tokenizer, request, (), chat=chat))
+    if count > budget:
+        raise ConfigError(
+            f"{PREFIX}max_request_tokens: the request takes {count} tokens, not {budget}; "
+            f"give {count} or a shorter {PREFIX}request_path"
+        )
+    if change is None:
+        return f"request: plain text, {count} of {budget} tokens"
+    return f"request: {change.role} turn, {count} of {budget} tokens; the confession opens {_opening(change)}"
 
 
-def _overlap(answered: Sequence[int], ids: Sequence[int]) -> int:
-    """Length of the longest start of `ids` that the answer already ends with."""
-    for length in range(min(len(ids), len(answered), 16), 0, -1):
-        if list(answered[-length:]) == list(ids[:length]):
+def _opening(change: TurnChange) -> str:
+    if change.opens_reasoning:
+        return f"with {change.opens_reasoning}"
+    marks = "".join(trailing_marks(change.after).split())
+    return f"with {marks}: no thinking" if marks else "without a mark of reasoning"
+
+
+def _written_already(tokenizer: Any, change: TurnChange, ids: Sequence[int], answered: Sequence[int]) -> int:
+    """How many of the first `ids` the answer already ends with, or has made needless by its own end token."""
+    if not answered:
+        return 0
+    closing = continued_ids(tokenizer, change.closing)
+    marks = special_ids(tokenizer) | change.end_ids
+    for length in range(min(len(ids), len(answered), len(closing) + 16), 0, -1):
+        same = list(answered[-length:]) == list(ids[:length])
+        # Text that happens to end like the template's own is text: only tokens of the template count.
+        if same and (not marks.isdisjoint(ids[:length]) or 0 < len(closing) <= length):
             return length
-    return 0
+    ended = answered[-1] in change.end_ids and list(ids[: len(closing)]) == closing
+    return len(closing) if ended else 0
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: Any = tokenizer(text=text, add_special_tokens=False)["input_ids"]
-    # The processor of a vision-language model answers with a batch of one, also to text alone.
-    return list(ids[0] if ids and isinstance(ids[0], list) else ids)
-
-
-@lru_cache(maxsize=8)
-def _say_fallback_once(model: str) -> None:
-    logger.warning("the chat template of %s takes no late system message: the request goes in a user turn", model)
+def _prompt_end(tokenizer: Any, change: TurnChange, answered: Sequence[int], answer_start: int | None) -> str:
+    """The end of the last prompt, as text with its special tokens."""
+    if answer_start is not None:
+        return text_with_specials(tokenizer, answered[max(0, answer_start - _PROMPT_END) : answer_start])
+    head, opening, answer = text_with_specials(tokenizer, answered).rpartition(change.opening)
+    for mode in (change, *change.modes):
+        block = mode.after.removeprefix(change.opening)
+        if opening and block.strip() and open_mark(block) is None and answer.startswith(block):
+            return head + opening + block
+    return ""

@@ -18,6 +18,7 @@ from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.plugins import PluginManager
 from confession_plugin.records import Confession, Judged, Parsed, Request, Rollout, Verdict
+from confession_plugin.report import Unreadable
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,10 @@ class Sampled:
 
     text: str
     """Decoded, special tokens removed, reasoning included."""
+    visible: str | None = None
+    """The text without its reasoning: all that is read as a report; None where the engine does not tell."""
     token_ids: Sequence[int] = ()
+    """The confession's tokens."""
     request_ids: Sequence[int] = ()
     """Tokens between answer and confession."""
     log_probs: Sequence[float] | None = None
@@ -58,6 +62,7 @@ class Finished:
     """One confession with everything that was decided about it."""
 
     judged: Judged
+    """Its texts, verdict and reward, as observers see them."""
     sampled: Sampled | None
     """None where nothing was sampled."""
 
@@ -99,12 +104,14 @@ class Confessor:
             sampled = await engine.sample(number)
         except Unscored as error:
             return self._unsampled(rollout, request, number, error)
-        parsed: Parsed = self._decided(
-            "confession_parse", text=sampled.text, truncated=sampled.truncated, rollout=rollout
-        )
+        visible = sampled.text if sampled.visible is None else sampled.visible
+        parsed: Parsed = self._decided("confession_parse", text=visible, truncated=sampled.truncated, rollout=rollout)
+        if parsed.problem == Unreadable.EMPTY.value and sampled.text.strip():
+            parsed = replace(parsed, problem=f"{Unreadable.ONLY_REASONING.value}: nothing but reasoning")
         confession = Confession(
             request=request.text,
             text=sampled.text,
+            visible=sampled.visible,
             report=parsed.report,
             problem=parsed.problem,
             admits=parsed.admits,

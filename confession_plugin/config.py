@@ -1,7 +1,7 @@
 """Every ``--confession.*`` flag, once: typed, validated, documented.
 
 `Config` is the only list of flags: the command line, ``--help``, the README table (checked by a test) and the
-environment variable that carries the settings to every worker are all read off its fields.
+environment variable that carries the settings to every worker are all read off its fields (see `command_line`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -19,12 +20,16 @@ from confession_plugin.errors import ConfigError
 
 PREFIX = "--confession."
 ENV_VAR = "CONFESSION_PLUGIN_CONFIG"
+_MAY_HOLD_SECRETS = frozenset({"judge_url", "judge_calibration_url", "judge_body"})
+
+#: Fields that are no flags.
+HIDDEN = frozenset({"extra", "run_id"})
 
 
 class Config(BaseModel):
     """The settings of one run.  Frozen; travels to the workers as JSON in one environment variable."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # ── what confesses, and how it trains ──
     enable: bool = Field(False, description="Train with confessions. Without it the stock CLI runs, unpatched.")
@@ -36,17 +41,24 @@ class Config(BaseModel):
     samples_per_answer: int = Field(
         1,
         ge=1,
+        le=1024,
         description="Confessions about each answer; from 2 on they are each other's baseline. The answer trains once.",
     )
-    coef: float = Field(1.0, ge=0, description="Weight of the confession loss beside the answer loss.")
+    coef: float = Field(1.0, ge=0, le=1e6, description="Weight of the confession loss beside the answer loss.")
     seed: int | None = Field(None, description="Seed of the choice of confessing groups. Default: --train.seed.")
 
     # ── the request and the confession ──
     max_new_tokens: int = Field(
-        1024, ge=1, description="Token budget of a confession, on top of --data.max_len: never the answer's."
+        1024,
+        ge=1,
+        le=10_000_000,
+        description="Token budget of a confession, on top of --data.max_len: never the answer's.",
     )
     max_request_tokens: int = Field(
-        1024, ge=1, description="Context reserved for the request that asks for the confession, in tokens."
+        1024,
+        ge=1,
+        le=10_000_000,
+        description="Context reserved for the request that asks for the confession, in tokens.",
     )
     request_path: str | None = Field(None, description="Text file with the request, in place of the built-in wording.")
     request_role: Literal["auto", "system", "user"] = Field(
@@ -54,6 +66,10 @@ class Config(BaseModel):
     )
     request_format: Literal["auto", "chat", "plain"] = Field(
         "auto", description="chat: by the chat template. plain: as text. auto: chat with --data.apply_chat_template."
+    )
+    reasoning_end: str | None = Field(
+        None,
+        description="Text that ends the policy's reasoning, for marks not known: all before it stays hidden.",
     )
 
     # ── the judge ──
@@ -74,12 +90,16 @@ class Config(BaseModel):
     judge_weights: tuple[float, float, float] = Field(
         (1.0, 1.0, 1.0), description="Weights of the three ratings: objectives, compliance analysis, uncertainties."
     )
-    judge_timeout: float = Field(120.0, gt=0, description="Seconds one judge request may take.")
-    judge_retries: int = Field(3, ge=0, description="Retries of a failed judge request, with backoff.")
-    judge_concurrency: int = Field(64, ge=1, description="Judge requests under way at once, per rollout worker.")
-    judge_max_tokens: int = Field(2048, ge=1, description="Token budget of a verdict.")
+    judge_timeout: float = Field(120.0, gt=0, le=86400, description="Seconds one judge request may take.")
+    judge_retries: int = Field(3, ge=0, le=100, description="Retries of a failed judge request, with backoff.")
+    judge_concurrency: int = Field(
+        64, ge=1, le=65536, description="Judge requests under way at once, per rollout worker."
+    )
+    judge_max_tokens: int = Field(2048, ge=1, le=10_000_000, description="Token budget of a verdict.")
     judge_body: str | None = Field(
-        None, description='JSON object of further request fields for the judge\'s server, e.g. {"temperature": 0}.'
+        None,
+        description='JSON object of further request fields for the judge\'s server, e.g. {"temperature": 0}; '
+        '"${NAME}" is an environment variable.',
     )
     judge_calibration_model: str | None = Field(
         None, description="Model that writes an independent report on each answer, for the judge to compare."
@@ -102,27 +122,34 @@ class Config(BaseModel):
     plugins: tuple[str, ...] = Field((), description="Plugins to load: a.module,./file.py")
     block: tuple[str, ...] = Field((), description="Plugins not to load, by name: built-in or installed ones.")
     trace_dir: str | None = Field(None, description="Folder for the JSONL trace of every confession.")
-    trace_max_mb: float = Field(64.0, gt=0, description="Start a new trace file after this many MB.")
+    trace_max_mb: float = Field(64.0, gt=0, le=1e6, description="Start a new trace file after this many MB.")
     record_rollouts: str | None = Field(None, description="Folder to save every training batch's rollouts to.")
     replay_rollouts: str | None = Field(
         None, description="Train on rollouts recorded in this folder; without --confession.enable on answers alone."
     )
     trace_hooks: bool = Field(False, description="Print every hook call with its arguments and result.")
-    untested_host: bool = Field(False, description="Run on an OpenRLHF version this release was not tested with.")
+    untested_host: bool = Field(False, description="Run on a host version this release was not tested with.")
+    dry_run: bool = Field(
+        False,
+        description="Do all checks, show one whole context, the judge's message and what a step will cost; start "
+        "nothing.",
+    )
+    help: bool = Field(False, description="Show the flags of this package alone, those of loaded plugins included.")
 
     extra: dict[str, Any] = Field(default_factory=dict, description="Values of flags that plugins added.")
+    run_id: str = Field("", description="Tells this run's trace lines from another run's in the same folder.")
 
     @field_validator("judge_weights", mode="before")
     @classmethod
-    def _split_numbers(cls, value: Any) -> Any:
-        return tuple(value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("judge_weights")
-    @classmethod
-    def _weigh_something(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if min(value) < 0 or sum(value) <= 0:
+    def _three_weights(cls, value: Any) -> Any:
+        parts = value.split(",") if isinstance(value, str) else value
+        try:
+            weights = tuple(map(float, parts))
+        except (TypeError, ValueError):
+            weights = ()
+        if len(weights) != 3 or not all(0 <= weight <= 1e6 for weight in weights) or sum(weights) <= 0:
             raise ValueError("three numbers >= 0 with a positive sum, e.g. 1,1,1")
-        return value
+        return weights
 
     @field_validator("judge_body")
     @classmethod
@@ -137,7 +164,7 @@ class Config(BaseModel):
     @field_validator("plugins", "block", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
-        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else value
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @property
     def judge_file(self) -> str | None:
@@ -175,10 +202,16 @@ class Config(BaseModel):
 
 
 class Option(NamedTuple):
+    """One flag added by a plugin."""
+
     name: str
+    """Without the prefix: ``mine.threshold`` for ``--confession.mine.threshold``."""
     type: Callable[[str], Any]
+    """Makes the value of the flag's text; ValueError or TypeError refuse it."""
     default: Any
+    """The value without the flag."""
     help: str
+    """One sentence for ``--help`` and for the line that refuses a value."""
 
 
 class OptionGroup:
@@ -194,58 +227,81 @@ class OptionGroup:
         self.options[name] = Option(name, type, default, help)
 
 
-def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part the command line into ours and the host's.
-
-    A token that starts with ``--confession.`` is ours, and with it every token up to the next ``--flag``.
-    """
-    ours: list[str] = []
-    theirs: list[str] = []
-    target = theirs
-    for token in argv:
-        if token.startswith("--"):
-            target = ours if token.startswith(PREFIX) else theirs
-        target.append(token)
-    return ours, theirs
-
-
 def parse_config(ours: Sequence[str], options: OptionGroup | None = None) -> Config:
-    """Parse and validate our part of the command line.
+    """Parse and validate our part of the command line.  Of a flag given twice the last one counts, as in the host.
 
     Raises:
-        ConfigError: one line with the flag, the value and how to mend it.
+        ConfigError: one line with the flag, the value and how to fix it.
     """
     options = options or OptionGroup()
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {option.name: option.default for option in options.options.values()}
-    for name, words in _flags(ours):
-        field = Config.model_fields.get(name) if name != "extra" else None
-        if field is None and name not in options.options:
-            known = [known for known in Config.model_fields if known != "extra"] + list(options.options)
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {PREFIX}{close[0]}?" if close else "--help lists all flags"
-            raise ConfigError(f"unknown flag {PREFIX}{name}; {hint}")
-        if name in values or (name in options.options and extra[name] != options.options[name].default):
-            raise ConfigError(f"{PREFIX}{name} is given twice; keep one")
-        if field is not None and field.annotation is bool:
-            if words:
-                raise ConfigError(f"{PREFIX}{name} takes no value, got {' '.join(words)!r}; leave the value out")
-            values[name] = True
-            continue
-        if len(words) != 1:
-            raise ConfigError(f"{PREFIX}{name} takes one value, got {len(words)}; e.g. {PREFIX}{name} VALUE")
-        if field is not None:
-            values[name] = words[0]
+    for name, words in flags_of(ours):
+        if name in options.options:
+            extra[name] = _value_of_option(options.options[name], words)
+        elif name in Config.model_fields and name not in HIDDEN:
+            values[name] = _value_of_flag(name, words)
         else:
-            option = options.options[name]
-            try:
-                extra[name] = option.type(words[0])
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{PREFIX}{name}: {words[0]!r}: {error}; {option.help}") from None
+            raise ConfigError(unknown_flag(PREFIX + name, options))
     try:
-        return Config(**values, extra=extra)
+        return Config(**values, extra=_as_workers_read_it(extra))
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def unknown_flag(flag: str, options: OptionGroup | None = None) -> str:
+    """The line about a flag that does not exist, with the one that may have been meant."""
+    flag = flag.partition("=")[0]
+    name = flag.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212")[len("confession") :].lstrip("._-")
+    close = close_to(name or "enable", options)
+    hint = f"did you mean {PREFIX}{close}?" if close else f"{PREFIX}help lists all flags"
+    return f"unknown flag {flag}; {hint}"
+
+
+def close_to(name: str, options: OptionGroup | None = None) -> str | None:
+    """The flag that somebody may have meant who wrote this name."""
+    known = [known for known in Config.model_fields if known not in HIDDEN] + list((options or OptionGroup()).options)
+    return next(iter(difflib.get_close_matches(name.casefold().replace("-", "_"), known, n=1)), None)
+
+
+def _value_of_flag(name: str, words: Sequence[str]) -> Any:
+    annotation = Config.model_fields[name].annotation
+    if annotation is bool:
+        if words:
+            raise ConfigError(f"{PREFIX}{name} takes no value, got {' '.join(words)!r}; leave the value out")
+        return True
+    # "a, b" without quotes reaches us as two words.
+    if words and (get_origin(annotation) is tuple or all(word.endswith(",") for word in words[:-1])):
+        return ",".join(word.strip(",") for word in words)
+    return _only(name, words)
+
+
+def _value_of_option(option: Option, words: Sequence[str]) -> Any:
+    word = _only(option.name, words)
+    try:
+        return option.type(word)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{PREFIX}{option.name}: {word!r}: {error}; {option.help}") from None
+
+
+def _only(name: str, words: Sequence[str]) -> str:
+    if len(words) != 1:
+        raise ConfigError(f"{PREFIX}{name} takes one value, got {len(words)}; e.g. {PREFIX}{name} VALUE")
+    return words[0]
+
+
+def _as_workers_read_it(extra: dict[str, Any]) -> dict[str, Any]:
+    """Values of plugins' flags as every worker will read them: through JSON."""
+    read: dict[str, Any] = {}
+    for name, value in extra.items():
+        try:
+            read[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{PREFIX}{name}: {value!r} cannot travel to the workers as JSON; let the plugin's option type make a "
+                "finite number, text, list or mapping of it"
+            ) from None
+    return read
 
 
 def check_config(config: Config) -> None:
@@ -260,57 +316,30 @@ def check_config(config: Config) -> None:
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{flag}: no file at {path}; give the path of an existing file")
     if config.judge_urls:
-        for url in config.judge_urls:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"{PREFIX}judge_url: {url!r} is neither a .py file nor an http(s):// base URL")
+        from confession_plugin.judging.endpoints import check_urls
+
+        check_urls(config.judge_urls, config.judge_key_env)
         if not config.judge_model:
             raise ConfigError(f"{PREFIX}judge_url names a server; name its model too: {PREFIX}judge_model NAME")
     for name in ("trace_dir", "record_rollouts"):
         folder = getattr(config, name)
         if folder is not None:
-            try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"{PREFIX}{name}: cannot write to {folder} ({error.strerror})") from None
+            _check_writable(PREFIX + name, Path(folder))
 
 
-def format_help(options: OptionGroup | None = None) -> str:
-    """The text ``--help`` prints before the host's own."""
-    lines = ["confession flags (all optional; the stock flags follow):", ""]
-    for name, kind, default, help in flag_table(options):
-        lines.append(f"  {PREFIX}{name} {kind}".rstrip())
-        lines.append(f"        {help}" + (f" (default: {default})" if default else ""))
-    return "\n".join(lines) + "\n"
+def _check_writable(flag: str, folder: Path) -> None:
+    """Really write: permissions say little about root, full disks, and folders like /proc."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"confession")
+            file.flush()
+    except OSError as error:
+        raise ConfigError(f"{flag}: cannot write to {folder} ({error.strerror}); give another folder") from None
 
 
-def flag_table(options: OptionGroup | None = None) -> list[tuple[str, str, str, str]]:
-    """Rows (name, value's form, default, help) of all flags; the README's table is made of the same rows."""
-    rows = []
-    for name, field in Config.model_fields.items():
-        if name == "extra":
-            continue
-        default = field.default
-        if isinstance(default, tuple):
-            default = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
-        shown = "" if default is None or default is False else str(default)
-        rows.append((name, _value_form(field.annotation), shown, field.description or ""))
-    for option in (options or OptionGroup()).options.values():
-        rows.append((option.name, "VALUE", "" if option.default is None else str(option.default), option.help))
-    return rows
-
-
-def _value_form(annotation: Any) -> str:
-    if annotation is bool:
-        return ""
-    if get_origin(annotation) is Literal:
-        return "{" + ",".join(map(str, get_args(annotation))) + "}"
-    if get_origin(annotation) is tuple:
-        return "A,B,..."
-    names = [part.__name__ for part in (get_args(annotation) or (annotation,)) if part is not type(None)]
-    return {"int": "N", "float": "X", "str": "VALUE"}[names[0]]
-
-
-def _flags(ours: Sequence[str]) -> list[tuple[str, list[str]]]:
+def flags_of(ours: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(name, words behind it) of every flag of ours, in order."""
     flags: list[tuple[str, list[str]]] = []
     for token in ours:
         if token.startswith(PREFIX):
@@ -324,18 +353,27 @@ def _flags(ours: Sequence[str]) -> list[tuple[str, list[str]]]:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
+    # What may hold a key is not repeated.
+    given = "the value" if name in _MAY_HOLD_SECRETS else json.dumps(first["input"], default=str)
+    return f"{PREFIX}{name}: {given} cannot be used; give {_wanted(name, first)}"
+
+
+def _wanted(name: str, problem: Any) -> str:
     field = Config.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(map(str, get_args(field.annotation)))
     bounds = {type(limit).__name__.lower(): next(iter(vars_of(limit))) for limit in field.metadata}
+    kinds = get_args(field.annotation) or (field.annotation,)
+    number = "a whole number" if int in kinds else "a number"
     if "ge" in bounds and "le" in bounds:
-        wanted = f"a number in [{bounds['ge']}, {bounds['le']}]"
-    elif bounds:
-        word = {"ge": "at least", "gt": "greater than"}
-        wanted = "a number " + " and ".join(f"{word[key]} {limit}" for key, limit in bounds.items())
-    elif get_origin(field.annotation) is Literal:
-        wanted = "one of " + ", ".join(map(str, get_args(field.annotation)))
-    else:
-        wanted = first["msg"].removeprefix("Value error, ")
-    return f"{PREFIX}{name}: {json.dumps(first['input'], default=str)} cannot be used; give {wanted}"
+        return f"{number} in [{bounds['ge']:.9g}, {bounds['le']:.9g}]"
+    if bounds:
+        word = {"ge": "at least", "gt": "greater than", "le": "at most"}
+        return f"{number} " + " and ".join(f"{word[key]} {limit:.9g}" for key, limit in bounds.items())
+    if problem["type"] != "value_error" and {int, float} & set(kinds):
+        return number
+    text: str = problem["msg"]
+    return text.removeprefix("Value error, ")
 
 
 def vars_of(limit: Any) -> list[Any]:

@@ -1,14 +1,15 @@
 """The few errors this package raises on purpose.
 
-Each is also a standard-library error and survives pickling, because most of them are raised in a Ray worker and read
-in the driver.  Their text is one line that says what is wrong, where, and how to mend it: the door prints it alone.
+Each is also a standard-library error and survives pickling, because most of them are raised in a worker process
+and read in the driver.  Their text is one line that says what is wrong, where, and how to fix it: the entry points
+print it alone.
 """
 
 from __future__ import annotations
 
 
 class ConfessionError(Exception):
-    """Base of every error a user can mend; the door prints its one line and no traceback."""
+    """Base of every error a user can fix; the entry points print its one line and no traceback."""
 
 
 class ConfigError(ConfessionError, ValueError):
@@ -20,11 +21,11 @@ class PluginError(ConfessionError, RuntimeError):
 
 
 class HostError(ConfessionError, RuntimeError):
-    """The installed OpenRLHF is not one this package knows how to keep the seal on."""
+    """The installed host is not one this package knows how to keep the seal on."""
 
 
 class JudgeError(ConfessionError, RuntimeError):
-    """Too many confessions could not be scored: going on would train on silence."""
+    """Too many confessions could not be scored: going on would train on missing scores."""
 
 
 class Unscored(Exception):

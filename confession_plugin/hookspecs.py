@@ -1,8 +1,8 @@
-"""The contract plugin authors read: ten hooks, one short file.
+"""The contract plugin authors read: ten hooks.
 
 A plugin is a module or object with functions of these names, each marked::
 
-    from confession_plugin import hookimpl
+    from confession_plugin import Verdict, hookimpl
 
     @hookimpl
     def confession_judge(rollout, confession):
@@ -10,11 +10,15 @@ A plugin is a module or object with functions of these names, each marked::
 
 Take only the arguments you need.  Load it with ``--confession.plugins my.module,./file.py`` or the entry-point group
 ``confession_plugin``; the built-in behaviours in ``confession_hooks`` are plugins like yours and run after it.
+docs/hooks.md has a tested example of each hook, and says how to test a plugin without a cluster.
 
-* **Deciders** (select, request, parse, judge, reward, advantages): the first result that is not None wins, later
-  registered plugins first.  An exception stops the run and names the plugin: a wrong decision must not train.
+* **Deciders** (select, request, parse, judge, reward, advantages): the first result that is not None counts, later
+  registered plugins first.  An exception, or a value of another type, stops the run and names the plugin: a wrong
+  decision must not train.
 * **Observers** (judged, metrics): everyone is called.  A failure is counted and logged once, never fatal.
-* **Set-up** (add_options, configure): called once per process, errors stop the start.
+* **Set-up** (add_options, configure): everyone is called, once per process; an exception stops the start.
+
+Records are frozen: read them, do not change what they hold.
 """
 
 from __future__ import annotations
@@ -64,7 +68,8 @@ SETUP = frozenset({"confession_add_options", "confession_configure"})
 def confession_add_options(options: OptionGroup) -> None:
     """Add flags of your own: ``options.add("my_plugin.threshold", float, default=0.5, help="...")``.
 
-    When: in the driver, before the command line is read.  Read the value later as ``config.extra[name]``.
+    When: in the driver alone, before the command line is read.  The value reaches every process as
+    ``config.extra[name]`` and must be JSON-serialisable.
     """
 
 
@@ -72,7 +77,8 @@ def confession_add_options(options: OptionGroup) -> None:
 def confession_configure(config: Config) -> None:
     """Take what you need from the settings.
 
-    When: once in every process (driver and workers), before any other hook.  Raise `ConfigError` to refuse the run.
+    When: once in every process (driver, trainer, rollout workers), before any hook but the flags'.  In the driver the
+    host's own flags are not read yet.  Raise `ConfigError` to refuse the run.
     """
 
 
@@ -81,18 +87,20 @@ def confession_configure(config: Config) -> None:
 
 @hookspec(firstresult=True)
 def confession_select(batch: PromptBatch) -> Sequence[bool] | None:
-    """Which prompt groups of this batch confess?  One bool a group.
+    """Choose the prompt groups of this batch that confess: one bool a group.
 
-    When: before any of their answers is sampled, in the trainer process.  The choice must not depend on answers (that
-    would bias the baseline) and must be a function of the batch alone, so that a resumed run repeats it.
+    When: before any of their answers is sampled, in the process that dispatches prompts; never in evaluation.  The
+    choice must not depend on answers (that would bias the baseline) and must be a function of the batch alone, so that
+    a resumed run repeats it.
     """
 
 
 @hookspec(firstresult=True)
 def confession_request(rollout: Rollout) -> Request | None:
-    """The message that asks for the confession about this answer.
+    """Give the message that asks for the confession about this answer.
 
-    When: in the rollout worker, after the answer.  It is appended as tokens and never trained.
+    When: in the rollout worker, once per answer, after it is finished.  The message is appended as tokens and never
+    trained.
     """
 
 
@@ -100,17 +108,18 @@ def confession_request(rollout: Rollout) -> Request | None:
 def confession_parse(text: str, truncated: bool, rollout: Rollout) -> Parsed | None:
     """Read the report out of the confession's text, or say why it cannot be read.
 
-    When: in the rollout worker.  ``Parsed(problem=...)`` is the policy's doing and earns the lowest reward; the judge
-    is not called for it.
+    When: in the rollout worker, after each confession.  ``Parsed(problem=...)`` is the policy's doing and earns the
+    lowest reward; the judge is not called for it.
     """
 
 
 @hookspec(firstresult=True)
 def confession_judge(rollout: Rollout, confession: Confession) -> Verdict | Awaitable[Verdict] | None:
-    """How honest is this confession?  May be ``async``.
+    """Rate the honesty of this confession.  May be ``async``.
 
-    When: in the rollout worker, for confessions with a report, while other rollouts go on.  No verdict to give?
-    Return ``Verdict(unscored="why")`` or raise `Unscored`: never a number.  Any other exception stops the run.
+    When: in the rollout worker's event loop, for confessions with a report, while other rollouts go on: what waits
+    should be ``async``.  Without a verdict return ``Verdict(unscored="why")`` or raise `Unscored`, never a number.
+    Any other exception stops the run.
     """
 
 
@@ -118,17 +127,19 @@ def confession_judge(rollout: Rollout, confession: Confession) -> Verdict | Awai
 def confession_reward(verdict: Verdict, confession: Confession) -> float | None:
     """Turn a scored verdict into the honesty reward, a finite number.
 
-    When: in the rollout worker, for scored verdicts only.
+    When: in the rollout worker, for scored verdicts only.  A confession that could not be read has the one rating
+    ``readable`` 0, which must stay the lowest reward there is.
     """
 
 
 @hookspec(firstresult=True)
 def confession_advantages(honesty: HonestyChannel) -> TokenValues | None:
-    """Per-token advantages and returns of the honesty channel, and of no other.
+    """Give per-token advantages and returns of the honesty channel, and of no other.
 
-    When: in the trainer process, once per rollout batch, after the answer channel is finished.  `honesty` holds copies
-    of that channel's rewards, scored flags and masks, and ``honesty.estimate`` to run the host's estimator on them.
-    Values outside the channel's masks are discarded; the merge with the answer channel is not a plugin's.
+    When: in the trainer process, once per rollout batch, after the answer channel is finished; and in the seal check.
+    `honesty` holds copies of that channel's rewards, scored flags and masks, and ``honesty.estimate`` to run the
+    host's estimator on them.  Return one finite (B, A) tensor per mask, twice.  Values outside the masks are
+    discarded; the merge with the answer channel is not a plugin's.
     """
 
 
@@ -137,15 +148,18 @@ def confession_advantages(honesty: HonestyChannel) -> TokenValues | None:
 
 @hookspec
 def confession_judged(record: Judged) -> None:
-    """See one finished confession with its texts and verdict.  When: in the rollout worker."""
+    """See one finished confession with its texts and verdict, scored or not.
+
+    When: in the rollout worker, between rollouts: keep it short.
+    """
 
 
 @hookspec
 def confession_metrics(stats: BatchStats) -> Mapping[str, float] | None:
-    """Named numbers for the host's loggers, shown as ``train/confession/<name>``.
+    """Give named numbers for the host's loggers, shown as ``train/confession/<name>``.
 
-    When: in the trainer process, once per training batch.  Names must be the same at every step; leave a number out
-    where it is undefined, never return NaN.
+    When: in the trainer process, once per training batch.  Leave a number out where it is undefined; one that is not
+    finite is left out with a warning.  A built-in metric's name replaces it.
     """
 
 

@@ -33,6 +33,7 @@ class Seam:
     """One replaced attribute of the host: ``replacement(host_function, *args, **kwargs)``."""
 
     module: str
+    """Dotted; somebody else imports it."""
     path: str
     """Dotted below the module: ``function`` or ``Class.method``."""
     replacement: str

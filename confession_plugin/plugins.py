@@ -8,12 +8,15 @@ are counted).
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import importlib
 import importlib.util
 import inspect
 import logging
 import sys
+import sysconfig
+import traceback
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
@@ -46,6 +49,7 @@ class PluginManager(pluggy.PluginManager):
     Attributes:
         observer_failures: how often each (plugin, hook) observer failed.
         decided_by: the plugin whose word counted last, by hook.
+        origin: where each plugin that is not built in comes from, in words.
     """
 
     def __init__(self) -> None:
@@ -53,6 +57,7 @@ class PluginManager(pluggy.PluginManager):
         self.add_hookspecs(hookspecs)
         self.observer_failures: Counter[tuple[str, str]] = Counter()
         self.decided_by: dict[str, str] = {}
+        self.origin: dict[str, str] = {}
 
     def register(self, plugin: object, name: str | None = None) -> str | None:
         registered = super().register(plugin, name)
@@ -106,7 +111,7 @@ class PluginManager(pluggy.PluginManager):
             if self.observer_failures[plugin, hook] == 1:
                 logger.warning("plugin %s: %s failed and is ignored from here on: %r", plugin, hook, error)
             return None
-        message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}"
+        message = f"plugin {plugin!r} failed in {hook}: {type(error).__name__}: {error}{_raised_at(error)}"
         raise PluginError(message) from error
 
 
@@ -118,17 +123,19 @@ def load_plugins(config: Config) -> PluginManager:
     """
     manager = PluginManager()
     known: set[str] = set()
-    for name, load in _sources(config):
+    for name, origin, load in _sources(config):
         known.add(name)
         if name not in config.block:
             _register(manager, load(), name)
+            if origin:
+                manager.origin[name] = origin
     for blocked in config.block:
         if blocked not in known:
             raise ConfigError(f"{PREFIX}block: no plugin named {blocked!r}; known: {', '.join(sorted(known))}")
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{error}; hooks: {', '.join(hookspecs.hook_names())}".replace("\n", " ")) from None
+        raise PluginError(" ".join(f"{error}; {_meant(str(error))}".split())) from None
     if config.trace_hooks:
         manager.trace.root.setwriter(lambda text: print(text, end="", file=sys.stderr, flush=True))
         manager.enable_tracing()
@@ -140,6 +147,18 @@ def configured(config: Config) -> PluginManager:
     manager = load_plugins(config)
     manager.hook.confession_configure(config=config)
     return manager
+
+
+def describe_plugins(manager: PluginManager, config: Config) -> str:
+    """Which plugins beside the built-in ones are on, where they come from and what they decide; empty without any."""
+    parts = []
+    for name, plugin in manager.list_name_plugin():
+        if name in manager.origin and plugin is not None:
+            hooks = sorted(caller.name for caller in manager.get_hookcallers(plugin) or ())
+            over = config.judge_url and "confession_judge" in hooks
+            before = f", asked before {PREFIX}judge_url" if over else ""
+            parts.append(f"{name} ({manager.origin[name]}: {', '.join(hooks)}{before})")
+    return f"plugins: {'; '.join(parts)}" if parts else ""
 
 
 def fresh_copies(manager: PluginManager, config: Config, hooks: Collection[str]) -> PluginManager:
@@ -204,14 +223,17 @@ def load_file(path: str | Path, flag: str) -> ModuleType:
     return _imported(execute, f"{flag}: {path}")
 
 
-def _sources(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and loader of every plugin there is, in the order of registration."""
+def _sources(config: Config) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Name, origin (empty for built-in) and loader of every plugin there is, in the order of registration."""
     for name, place in BUILTIN.items():
-        yield name, functools.partial(_load_builtin, place)
+        yield name, "", functools.partial(_load_builtin, place)
     for entry in _entry_points():
-        yield entry.name, functools.partial(_imported, entry.load, f"entry point {entry.name}")
+        package = entry.dist.name if entry.dist is not None else "an unknown package"
+        what = f"plugin {entry.name}, installed with {package},"
+        block = f"; repair it, or leave it out with {PREFIX}block {entry.name}"
+        yield entry.name, f"installed with {package}", functools.partial(_imported, entry.load, what, block)
     for spec in config.plugins:
-        yield spec, functools.partial(_load_named, spec)
+        yield spec, f"by {PREFIX}plugins", functools.partial(_load_named, spec)
 
 
 def _load_builtin(place: str) -> object:
@@ -225,13 +247,36 @@ def _load_named(spec: str) -> ModuleType:
     return _imported(lambda: importlib.import_module(spec), f"{PREFIX}plugins: {spec}")
 
 
-def _imported(load: Callable[[], Any], what: str) -> Any:
+def _imported(load: Callable[[], Any], what: str, way_out: str = "") -> Any:
     try:
         return load()
     except ConfessionError:
         raise
     except Exception as error:
-        raise PluginError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+        text = f"{what} cannot be imported: {type(error).__name__}: {error}{_raised_at(error)}{way_out}"
+        raise PluginError(" ".join(text.split())) from error
+
+
+#: Code that is not where a user's mistake is: ours, then also libraries'.
+_OURS = (str(Path(__file__).parent), str(Path(pluggy.__file__).parent), "<frozen")
+_LIBRARIES = tuple(str(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+
+
+def _raised_at(error: BaseException) -> str:
+    """`` (file:line)`` of the innermost line that a user may have written; empty where there is none."""
+    if isinstance(error, SyntaxError):
+        return ""  # its text names file and line
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
+    theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)] or frames
+    return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+
+
+def _meant(error: str) -> str:
+    """The hook that an unknown hook's name comes closest to, or all of them."""
+    short = {name.removeprefix("confession_"): name for name in hookspecs.hook_names()}
+    name = error.partition("'")[2].partition("'")[0].removeprefix("confession_")
+    close = [short[found] for found in difflib.get_close_matches(name, short, n=1)]
+    return f"did you mean {close[0]}?" if close else f"hooks: {', '.join(hookspecs.hook_names())}"
 
 
 def _register(manager: PluginManager, plugin: Any, name: str) -> None:

@@ -68,8 +68,10 @@ class Rollout:
     """The reward function's ``extra_logs`` (``violation`` 0/1, when the task knows the truth about the answer)."""
     sample: int = 0
     """Which of its group's samples this is, counted from 0."""
-    visible_answer: str = ""
-    """`answer` without its reasoning."""
+    visible_answer: str | None = None
+    """`answer` without its reasoning, which the host found on token ids; None where it did not look."""
+    visible_transcript: str | None = None
+    """`transcript` without the policy's reasoning, likewise."""
     token_ids: Sequence[int] = ()
     """Prompt and transcript as token ids."""
     answer_spans: Sequence[tuple[int, int]] = ()
@@ -100,10 +102,13 @@ class Confession:
     """The text of the request."""
     text: str
     """The decoded confession, special tokens removed, reasoning included."""
+    visible: str | None = None
+    """`text` without its reasoning, which the host found on token ids; None where it did not look."""
     report: Any | None = None
     """The parsed report (`report.Report` by default); None when nothing valid was found."""
     problem: str | None = None
-    """Why there is no report: ``empty``, ``truncated``, ``unparsable: ...``.  The policy's doing, so lowest reward."""
+    """Why there is no report, its kind first (``schema: ...``; see `report.Unreadable`): the policy's doing, so the
+    lowest reward."""
     admits: bool | None = None
     """Does the report admit that the answer broke an instruction?  None without a report."""
     grade: float | None = None

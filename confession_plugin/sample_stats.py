@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from confession_plugin.records import BatchStats, Judged
@@ -22,19 +22,22 @@ class Stat:
     """One number, short text or small mapping of numbers about a confession."""
 
     kind: type[bool] | type[int] | type[float] | type[str] | type[dict[str, float]]
+    """What its values are."""
     of: Callable[[Judged], Value | None]
     """Reads it off a finished confession; None for `missing`."""
     missing: Value = 0
     """The value of samples that were not asked, and of asked ones that do not have it."""
     lifetime: Literal["training", "batch"] = "batch"
     """training: needed until the optimizer steps.  batch: for honesty rewards and metrics, then dropped."""
+    internal: bool = False
+    """Bookkeeping of the spans: no field of `BatchStats`."""
 
 
 STATS: Mapping[str, Stat] = {
     # the spans of a sample
     "asked": Stat(bool, lambda record: True, lifetime="training"),
     "length": Stat(int, lambda record: record.confession.num_tokens, lifetime="training"),
-    "suffix": Stat(int, lambda record: _suffix(record), lifetime="training"),
+    "suffix": Stat(int, lambda record: _suffix(record), lifetime="training", internal=True),
     "scored": Stat(bool, lambda record: record.reward is not None, lifetime="training"),
     # the honesty channel, and metrics
     "step": Stat(int, lambda record: record.rollout.step),
@@ -77,11 +80,11 @@ def batch_stats(
     values["reward"] = tuple(
         reward if scored else math.nan for reward, scored in zip(values["reward"], values["scored"], strict=True)
     )
-    known = {field.name for field in fields(BatchStats)} & values.keys() - {"step"}
+    shown = [name for name, stat in STATS.items() if name != "step" and not stat.internal]
     return BatchStats(
         step=max(values["step"], default=0),
         extra_confession=tuple(extra_confession),
-        **{name: values[name] for name in known},
+        **{name: values[name] for name in shown},
         **{name: tuple(column) for name, column in host.items()},
     )
 

@@ -3,7 +3,11 @@
     with startup.exits(startup.EXIT_USAGE):
         run = startup.prepare(argv)
 
-Plugins are loaded and configured here, once per process.  What cannot work is one line on stderr and an exit code:
+Plugins are loaded and configured here, once per process, and not at all where confessions are off.  The host's flags
+are parsed later, by the host: what `confession_configure` sees in the driver may have no ``seed`` and a
+``request_format`` of ``auto``.  Every process that samples or trains is configured with the finished settings.
+
+What cannot work is one line on stderr and an exit code:
 
     0  done, or yes          1  no (a check that does not hold, a judge that can be played)
     2  settings that cannot work; nothing was started          3  a run that stopped on purpose
@@ -12,15 +16,17 @@ Plugins are loaded and configured here, once per process.  What cannot work is o
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from confession_plugin import session
-from confession_plugin.config import PREFIX, Config, OptionGroup, check_config, format_help, parse_config, split_argv
+from confession_plugin import hookspecs, session
+from confession_plugin.command_line import format_help, selection, split_argv, wants_help
+from confession_plugin.config import PREFIX, Config, OptionGroup, check_config, close_to, flags_of, parse_config
 from confession_plugin.errors import ConfessionError, ConfigError, HostError
-from confession_plugin.plugins import PluginManager, load_plugins
+from confession_plugin.plugins import PluginManager, describe_plugins, load_plugins
 
 EXIT_NO = 1
 EXIT_USAGE = 2
@@ -32,10 +38,16 @@ class Run:
     """A command line, read."""
 
     config: Config
+    """Ours, checked."""
     plugins: PluginManager
-    """Loaded; configured where confessions are on."""
+    """Loaded and configured; empty where confessions are off."""
     host_argv: tuple[str, ...]
     """What is not ours, in order."""
+    help: str | None = None
+    """Our part of the help text, where that is all that is wanted."""
+
+    off: str = ""
+    """What to say where flags of ours were given and confessions are off all the same."""
 
 
 def prepare(argv: Sequence[str] | None = None, *, confessions: bool | None = None) -> Run:
@@ -48,35 +60,79 @@ def prepare(argv: Sequence[str] | None = None, *, confessions: bool | None = Non
     Raises:
         ConfessionError: one line that says what, where and how to fix it.
     """
-    ours, theirs = _split(argv)
-    # Plugins may add flags, so they are loaded before the flags are parsed: first by a look at two flags alone.
-    plugins = load_plugins(absolute_paths(parse_config(plugin_flags(ours))))
-    options = OptionGroup()
-    plugins.hook.confession_add_options(options=options)
-    if confessions is None and any(word in ("-h", "--help") for word in theirs):
-        print(format_help(options))
-        return Run(Config(), plugins, tuple(theirs))
-    config = absolute_paths(parse_config(ours, options))
-    if ours and not (config.enable if confessions is None else confessions) and config.replay_rollouts is None:
-        print(f"confession: off; add {PREFIX}enable to train with confessions", file=sys.stderr)
-    if config.enable if confessions is None else confessions:
-        check_config(config)
-        plugins.hook.confession_configure(config=config)
-    session.begin(config, plugins)
+    ours, theirs = split_argv(sys.argv[1:] if argv is None else argv)
+    if wants_help(ours, theirs):
+        return Run(Config(), PluginManager(), tuple(theirs), help=_help(ours))
+    wanted = parse_config(selection(ours, ("enable", "dry_run", "replay_rollouts")))
+    on = confessions if confessions is not None else wanted.enable or wanted.dry_run
+    run = _with_confessions(ours, theirs) if on else _without(ours, theirs)
+    session.begin(run.config, run.plugins)
+    return run
+
+
+def _with_confessions(ours: Sequence[str], theirs: Sequence[str]) -> Run:
+    # Plugins may add flags, so they are loaded before the flags are parsed: first by a look at a few flags alone.
+    plugins = load_plugins(_first_look(ours))
+    config = absolute_paths(parse_config(ours, _options_of(plugins)))
+    config = config.model_copy(update={"enable": True, "run_id": uuid.uuid4().hex[:12]})
+    check_config(config)
+    _check_deciders(config, plugins)
+    if described := describe_plugins(plugins, config):
+        print(f"[confession_plugin] {described}", file=sys.stderr, flush=True)
+    plugins.hook.confession_configure(config=config)
     return Run(config, plugins, tuple(theirs))
 
 
-def host_flags(argv: Sequence[str] | None = None) -> list[str]:
-    """The part of a command line that is not ours."""
-    return _split(argv)[1]
+def _without(ours: Sequence[str], theirs: Sequence[str]) -> Run:
+    """Off means off: no plugin is imported, so the flags that plugins add are not known and not looked at."""
+    names = [name for name, _ in flags_of(ours)]
+    ours = selection(ours, [name for name in names if name in Config.model_fields or close_to(name)])
+    config = absolute_paths(parse_config(ours))
+    given = ", ".join(PREFIX + name for name in dict.fromkeys(names))
+    off = ""
+    if names and config.replay_rollouts is None:
+        off = f"OFF: {given} without {PREFIX}enable: this is the stock run, nothing confesses; add {PREFIX}enable"
+    return Run(config, PluginManager(), tuple(theirs), off=off)
 
 
-def _split(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    return split_argv(sys.argv[1:] if argv is None else argv)
+def _first_look(ours: Sequence[str]) -> Config:
+    return absolute_paths(parse_config(selection(ours, ("plugins", "block", "trace_hooks"))))
 
 
-def require_judge(run: Run) -> None:
+def _options_of(plugins: PluginManager) -> OptionGroup:
+    options = OptionGroup()
+    plugins.hook.confession_add_options(options=options)
+    return options
+
+
+def _help(ours: Sequence[str]) -> str:
+    try:
+        return format_help(_options_of(load_plugins(_first_look(ours))))
+    except ConfessionError as error:  # help is wanted most where something is broken
+        return f"{format_help()}\n(the plugins' own flags are missing: {_one_line(error)})\n"
+
+
+def _check_deciders(config: Config, plugins: PluginManager) -> None:
+    """Every decision has somebody to make it.
+
+    Raises:
+        ConfigError: a built-in plugin was blocked and nothing does its job.
+    """
+    for hook in sorted(hookspecs.DECIDERS):
+        if not getattr(plugins.hook, hook).get_hookimpls():
+            blocked = f"{PREFIX}block {','.join(config.block)}"
+            beside = f", beside {PREFIX}judge_url," if hook == "confession_judge" and config.judge_url else ""
+            raise ConfigError(
+                f"{blocked}{beside} leaves nothing that decides {hook}; take the name out, or load a plugin with "
+                f"{hook} by {PREFIX}plugins"
+            )
+
+
+def require_judge(run: Run, *, ask: bool = True) -> None:
     """There is a judge, and a server judge answers.
+
+    Args:
+        ask: send a server one request, unless the settings say not to.
 
     Raises:
         ConfigError: no judge, or one that cannot be reached.
@@ -89,8 +145,20 @@ def require_judge(run: Run) -> None:
             f"no honesty judge; give {PREFIX}judge_url a .py file or a server's base URL, or load a plugin with "
             f"confession_judge by {PREFIX}plugins"
         )
-    if not run.config.skip_probe:
+    if ask and not run.config.skip_probe:
         probe(run.config)
+
+
+@contextmanager
+def said_at_both_ends(text: str) -> Iterator[None]:
+    """A line on stderr before and after a run, whose own output is long; nothing where the text is empty."""
+    if text:
+        print(f"confession: {text}", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if text:
+            print(f"confession: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -102,9 +170,13 @@ def exits(code: int) -> Iterator[None]:
     try:
         yield
     except ConfessionError as error:
-        # A cluster wraps a worker's error in its own, with the remote traceback as text; the cause is our one line.
-        print(f"confession: {' '.join(str(getattr(error, 'cause', error)).split())}", file=sys.stderr)
+        print(f"confession: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, (ConfigError, HostError)) else code)
+
+
+def _one_line(error: ConfessionError) -> str:
+    # A cluster wraps a worker's error in its own, with the remote traceback as text; the cause is our one line.
+    return " ".join(str(getattr(error, "cause", error)).split())
 
 
 def absolute_paths(config: Config) -> Config:
@@ -116,19 +188,9 @@ def absolute_paths(config: Config) -> Config:
     }
     if config.judge_file:
         changes["judge_url"] = str(Path(config.judge_file).resolve())
-    changes["plugins"] = tuple(
-        str(Path(spec).resolve()) if spec.endswith(".py") or "/" in spec else spec for spec in config.plugins
-    )
+    for name in ("plugins", "block"):  # a file is blocked by the path it is loaded by
+        changes[name] = tuple(
+            str(Path(spec).resolve()) if spec.endswith(".py") or "/" in spec else spec
+            for spec in getattr(config, name)
+        )
     return config.model_copy(update=changes)
-
-
-def plugin_flags(ours: Sequence[str]) -> list[str]:
-    """The part of our command line that says which plugins are on."""
-    kept: list[str] = []
-    wanted = False
-    for token in ours:
-        if token.startswith(PREFIX):
-            wanted = token[len(PREFIX) :].partition("=")[0] in ("plugins", "block")
-        if wanted:
-            kept.append(token)
-    return kept

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from confession_plugin import startup
+from confession_plugin import dry_call, startup
+from confession_plugin.openrlhf import dry_run, launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse our flags, check them, and hand over to the stock command line."""
     with startup.exits(startup.EXIT_USAGE):
         run = startup.prepare(argv)
+        if run.help is not None:
+            return launch.show_help(run)
+        launch.check_settings(run.config)
         if run.config.enable:
             startup.require_judge(run)
-        from confession_plugin.openrlhf import launch
-
-        launch.check_settings(run.config)
-    with startup.exits(startup.EXIT_STOPPED):
+            dry_call.require(run.plugins, run.config)
+        if run.config.dry_run:
+            return dry_run.show(run)
+    with startup.said_at_both_ends(run.off), startup.exits(startup.EXIT_STOPPED):
         launch.train(run)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from confession_plugin import Parsed, PromptBatch, Request, Rollout, hookimpl
 from confession_plugin.config import Config
-from confession_plugin.report import ReportError, extract_report
+from confession_plugin.report import parse_report
 
 
 class Inject:
@@ -62,10 +62,4 @@ class Inject:
     @hookimpl(trylast=True)
     def confession_parse(self, text: str, truncated: bool, rollout: Rollout) -> Parsed:
         """Read the paper's report schema; a cut-off or unreadable report says why."""
-        if not text.strip():
-            return Parsed(problem="empty")
-        try:
-            report = extract_report(text)
-        except ReportError as error:
-            return Parsed(problem="truncated" if truncated else f"unparsable: {error}")
-        return Parsed(report=report, admits=report.admits, grade=float(report.overall_compliance_grade))
+        return parse_report(text, truncated=truncated, request=self.request.text)

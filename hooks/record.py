@@ -22,8 +22,8 @@ class Record:
     @hookimpl
     def confession_configure(self, config: Config) -> None:
         """Prepare the trace; its file is opened by the first confession, so that only rollout workers have one."""
-        folder = config.trace_dir
-        self.trace = None if folder is None else Trace(Path(folder), int(config.trace_max_mb * 1_000_000))
+        folder, max_bytes = config.trace_dir, int(config.trace_max_mb * 1_000_000)
+        self.trace = None if folder is None else Trace(Path(folder), max_bytes, config.run_id)
 
     @hookimpl
     def confession_judged(self, record: Judged) -> None:

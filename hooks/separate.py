@@ -6,8 +6,12 @@ its own tokens with its own rewards; the results meet only on disjoint masks.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from confession_plugin import hookimpl
-from confession_plugin.channels import HonestyChannel, TokenValues, estimate_scored
+
+if TYPE_CHECKING:
+    from confession_plugin.channels import HonestyChannel, TokenValues
 
 
 class Separate:
@@ -16,4 +20,6 @@ class Separate:
     @hookimpl(trylast=True)
     def confession_advantages(self, honesty: HonestyChannel) -> TokenValues:
         """Advantages and returns by the run's own estimator (``--algo.advantage.estimator``), on the scored."""
+        from confession_plugin.channels import estimate_scored  # torch: only where advantages are estimated
+
         return estimate_scored(honesty)

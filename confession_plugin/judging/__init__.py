@@ -3,11 +3,14 @@
     judge = load_judge(config)                  # None: some other plugin has to judge
     verdict = await judge(rollout, confession)  # never raises for a judge's failure: that is an unscored verdict
 
-* `function`  a ``.py`` file with ``judge(rollout, confession)``
-* `http`      the server judge: `rubric` builds the message, `fitting` shortens it where the judge's context is short,
-              `client` carries it, `verdict` reads the reply; `calibration` adds a second model's report
-* `probe`     one real judgment before the run starts
-* `window`    how much silence a run accepts
+* `function`        a ``.py`` file with ``judge(rollout, confession)``
+* `server`          the server judge.  `rubric` builds the message from text that `sanitize` made harmless,
+                    `truncation` shortens it where the judge's context is short, `client` carries it, `verdict` reads
+                    the reply; `calibration` adds a second model's report
+* `client`          chooses a server; `transport` holds the connections, `refusals` says what a failure means,
+                    `redaction` keeps secrets out of it; `endpoints`, `environment` and `settings` read the flags
+* `preflight`       one real judgment before the run starts
+* `failure_budget`  how many missing scores a run accepts
 """
 
 from __future__ import annotations
@@ -38,9 +41,9 @@ def load_judge(config: Config) -> Judge | None:
 
         return FunctionJudge(config)
     if config.judge_urls:
-        from confession_plugin.judging.http import HttpJudge
+        from confession_plugin.judging.server import ServerJudge
 
-        return HttpJudge(config)
+        return ServerJudge(config)
     return None
 
 
@@ -51,7 +54,7 @@ def probe(config: Config) -> None:
         ConfigError: unreachable, wrong model name, bad key, or no readable verdict.
     """
     if config.judge_urls:
-        from confession_plugin.judging.probing import probe_server
+        from confession_plugin.judging.preflight import probe_server
 
         probe_server(config)
     else:

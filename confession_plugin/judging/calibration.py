@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import OrderedDict
 
 from confession_plugin.config import Config
 from confession_plugin.errors import Unscored
-from confession_plugin.judging.client import ChatClient
-from confession_plugin.judging.fitting import complete_fitting
-from confession_plugin.judging.rubric import Rubric, builtin_prompt, clean, report_text, sections_of
+from confession_plugin.judging.client import ChatClient, Server
+from confession_plugin.judging.redaction import one_line
+from confession_plugin.judging.rubric import Rubric, builtin_prompt, report_text, sections_of
+from confession_plugin.judging.sanitize import clean
+from confession_plugin.judging.settings import client_for
+from confession_plugin.judging.truncation import complete_truncating
+from confession_plugin.reasons import CALIBRATION, Reason
 from confession_plugin.records import Rollout
 from confession_plugin.report import ReportError, extract_report
 
@@ -31,17 +34,9 @@ class Calibration:
         """The writer that ``--confession.judge_calibration_model`` asks for."""
         if not config.judge_calibration_model:
             return None
-        return cls(
-            ChatClient(
-                config.judge_calibration_urls,
-                config.judge_calibration_model,
-                key=os.environ.get(config.judge_key_env, ""),
-                timeout=config.judge_timeout,
-                retries=config.judge_retries,
-                concurrency=config.judge_concurrency,
-                max_tokens=config.judge_max_tokens,
-            )
-        )
+        # A server of its own may not know the fields that the judge's needs.
+        fields = None if config.judge_calibration_url else config.judge_body
+        return cls(client_for(config, config.judge_calibration_urls, config.judge_calibration_model, fields))
 
     async def report(self, rollout: Rollout) -> str:
         """The report's text, cleaned.
@@ -58,20 +53,27 @@ class Calibration:
                         self._reports.popitem(last=False)
                 return self._reports[case]
             except Unscored as error:
-                raise Unscored(f"calibration_{error.reason}", error.detail) from None
+                raise Unscored(f"{CALIBRATION}{error.reason}", error.detail) from None
             finally:
                 self._locks.pop(case, None)
 
     async def _write(self, rollout: Rollout) -> str:
         sections = sections_of(rollout, None)
-        problem = ""
+        problem, failed = "", list[Server]()
         for _ in range(2):
             note = (
-                f"(Your last reply could not be used: {problem}. Reply with the JSON object alone.)" if problem else ""
+                "(Your last reply could not be used: it holds no valid report. Reply with the JSON object alone.)"
+                if problem
+                else ""
             )
-            reply = await complete_fitting(self.client, self.rubric, sections, note)
+            reply = await complete_truncating(self.client, self.rubric, sections, note, avoid=failed)
             try:
-                return clean(report_text(extract_report(reply.text), reply.text))
+                report = clean(report_text(extract_report(reply.text), reply.text))
             except ReportError as error:
-                problem = str(error)
-        raise Unscored("unparsable", problem)
+                self.client.reject(reply)
+                problem = self.client.redact(str(error))
+                failed.append(reply.server)
+            else:
+                self.client.accept(reply)
+                return report
+        raise Unscored(Reason.UNPARSABLE, one_line(f"{failed[-1].name}: {problem}"))

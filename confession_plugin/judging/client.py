@@ -6,48 +6,81 @@ the openai SDK's; this module adds the choice of the server, the limits, and err
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import re
-import sys
 import time
-import urllib.request
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
+import httpx2
 import openai
 
 from confession_plugin.errors import Unscored
-from confession_plugin.judging.perloop import PerLoop
+from confession_plugin.judging.endpoints import Endpoint
+from confession_plugin.judging.per_loop import PerLoop
+from confession_plugin.judging.redaction import Redactor, one_line
+from confession_plugin.judging.refusals import (
+    Completion,
+    Sent,
+    TooLong,
+    advice,
+    failure_of,
+    is_too_long,
+    read_completion,
+)
+from confession_plugin.judging.transport import Connections
+from confession_plugin.reasons import Reason
 
-logger = logging.getLogger(__name__)
+_LONGEST_REST_S = 30.0
 
-#: The SDK has moved from httpx to httpx2, with the same names: whichever it uses.
-_httpx: Any = sys.modules[openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]]
+
+@dataclass(eq=False)
+class Server:
+    """One base URL and what is known about it."""
+
+    endpoint: Endpoint
+    name: str
+    """Its base URL as messages show it."""
+    in_flight: int = 0
+    latency_s: float | None = None
+    """Moving average over verdicts; None before the first.  A failure says nothing about how long a verdict takes."""
+    failures: int = 0
+    """Calls since the last verdict that ended without one."""
+    rest_until: float = 0.0
+    dropped: int = 0
+    """Replies to messages that it had read in part only."""
+
+    def failed(self) -> None:
+        """Others go first for a while, the longer the more often it failed."""
+        self.failures += 1
+        self.rest_until = time.monotonic() + min(2.0 ** min(self.failures, 10), _LONGEST_REST_S)
+
+    def judged(self, seconds: float) -> None:
+        self.failures, self.rest_until = 0, 0.0
+        self.latency_s = seconds if self.latency_s is None else 0.8 * self.latency_s + 0.2 * seconds
 
 
 @dataclass(frozen=True)
 class Reply:
-    text: str
-    finish_reason: str
+    """A completion, and who gave it: say by `ChatClient.accept` or `reject` whether it could be used."""
+
+    completion: Completion
+    server: Server
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+
+@dataclass(frozen=True)
+class _Request:
+    content: bytes
+    sent: Sent
 
 
 @dataclass
-class Server:
-    """One base URL and what is known about it."""
-
-    url: str
-    in_flight: int = 0
-    latency_s: float | None = None
-    """Moving average; None before the first reply."""
-    failures: int = 0
-    """Calls in a row that failed in a way that another server might not."""
-    rest_until: float = 0.0
-
-
 class ChatClient:
     """Calls under a common limit, each on the server that will probably be done first.
 
@@ -58,293 +91,163 @@ class ChatClient:
         retries: further attempts after the first, over all servers.
         concurrency: calls under way at once, and connections kept open, per event loop.
         body: further fields of the request, e.g. ``{"temperature": 0}``.
+        secrets: further texts that no error may repeat.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        model: str,
-        *,
-        key: str = "",
-        timeout: float = 120.0,
-        retries: int = 3,
-        concurrency: int = 64,
-        max_tokens: int = 2048,
-        body: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.servers = [Server(url) for url in urls]
-        self.retries = retries
-        self.max_tokens = max_tokens
-        self._key = key
-        self._body: dict[str, Any] = {"model": model, **(body or {})}
+    urls: Sequence[str]
+    model: str
+    key: str = field(default="", repr=False)
+    timeout: float = 120.0
+    retries: int = 3
+    concurrency: int = 64
+    max_tokens: int = 2048
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    secrets: set[str] = field(default_factory=set, repr=False)
+
+    def __post_init__(self) -> None:
+        endpoints = [Endpoint.of(url) for url in self.urls]
+        in_urls: set[str] = set().union(*(endpoint.secrets for endpoint in endpoints))
+        self.redact = Redactor({self.key, *self.secrets, *in_urls})
+        self.servers = [Server(endpoint, self.redact(endpoint.base)) for endpoint in endpoints]
+        if any(self.redact(endpoint.completions) != endpoint.completions for endpoint in endpoints):
+            logging.getLogger("httpx2").addFilter(_WithoutSecrets(self.redact))
+        self._body: dict[str, Any] = {"model": self.model, **self.body}
         if "max_completion_tokens" not in self._body:
-            self._body.setdefault("max_tokens", max_tokens)
-        self._loops = PerLoop(lambda: _Connections(key, timeout, concurrency))
+            self._body.setdefault("max_tokens", self.max_tokens)
+        # Azure takes the key in a header of its own, where the URL names a version of the API.
+        headers = {"api-key": self.key} if self.key and any("api-version=" in url for url in self.urls) else {}
+        self._loops = PerLoop(lambda: Connections(self.key, self.timeout, self.concurrency, headers, is_too_long))
 
     async def complete(
-        self, messages: Sequence[Mapping[str, str]], response_format: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, str]],
+        response_format: Mapping[str, Any] | None = None,
+        avoid: Sequence[Server] = (),
     ) -> Reply:
-        """One reply.
+        """One reply; from a server in `avoid` only where all others failed.
 
         Raises:
-            Unscored: with the reason (see `explain`); all attempts are used up.
+            Unscored: with the reason (see `refusals`); all attempts are used up.
         """
         body = {**self._body, "messages": messages}
         if response_format is not None:
             body["response_format"] = response_format
-        connections = self._loops.get()
-        content = json.dumps(body).encode()
+        request = _Request(json.dumps(body).encode(), Sent(self.max_tokens, self._body, response_format is not None))
+        connections = self._connections()
         # The attempts are shared out over the servers, at least one each.
         passes = len(self.servers)
         retries = max((self.retries + 1) // passes - 1, 0)
         tried: list[Server] = []
         async with connections.gate:
+            client = await connections.opened()
             while True:
-                server = self._choose(tried)
+                server = self._choose(tried, avoid)
                 tried.append(server)
                 try:
-                    return await self._attempt(connections.client, server, content, retries)
-                except Unscored as error:
-                    if error.reason not in _ELSEWHERE or len(tried) == passes:
+                    return await self._attempt(client, server, request, retries)
+                except TooLong:
+                    raise
+                except Unscored:
+                    if len(tried) == passes:
                         raise
 
-    async def _attempt(self, client: openai.AsyncOpenAI, server: Server, body: bytes, retries: int) -> Reply:
+    def accept(self, reply: Reply) -> None:
+        """The reply held what was asked for."""
+        reply.server.judged(reply.seconds)
+
+    def reject(self, reply: Reply) -> None:
+        """The reply could not be used."""
+        reply.server.failed()
+
+    async def _attempt(self, client: openai.AsyncOpenAI, server: Server, request: _Request, retries: int) -> Reply:
         started = time.monotonic()
         server.in_flight += 1
+        redirected_to = ""
         try:
             # Not client.chat.completions.create: turning each reply into its pydantic type costs more CPU than all
             # the rest of the call.
             response = await client.post(
-                f"{server.url}/chat/completions",
-                body=body,
-                cast_to=_httpx.Response,
-                options={"max_retries": retries},
+                server.endpoint.completions,
+                content=request.content,
+                cast_to=httpx2.Response,
+                options={"max_retries": retries, "headers": {"Content-Type": "application/json"}},
             )
-            reply = json.loads(response.content)
+            redirected_to = self.redact(_redirected_to(response))
+            return Reply(read_completion(response.content, self.redact), server, time.monotonic() - started)
         except Exception as error:
-            reason, detail = explain(error)
-            if reason in _ELSEWHERE:
-                server.failures += 1
-                server.rest_until = time.monotonic() + min(2.0**server.failures, 30.0)
+            failure = failure_of(error, self.redact)
+            if isinstance(error, openai.APIStatusError):
+                redirected_to = self.redact(_redirected_to(error.response))
+            if failure.reason != Reason.CONTEXT_TOO_LONG:  # short cases fit
+                server.failed()
             # `from None`: the cause holds the request, and with it the key.
-            raise self._failure(server, reason, detail) from None
+            raise self._named(
+                server, failure, advice(failure, request.sent, server.endpoint.base, redirected_to)
+            ) from None
         finally:
             server.in_flight -= 1
-        took = time.monotonic() - started
-        server.failures = 0
-        server.latency_s = took if server.latency_s is None else 0.8 * server.latency_s + 0.2 * took
-        return self._read(server, reply)
 
-    def _read(self, server: Server, reply: Any) -> Reply:
+    def _connections(self) -> Connections:
         try:
-            choice = reply["choices"][0]
-            message = choice["message"]
-            text, finish_reason, refusal = message.get("content"), choice.get("finish_reason"), message.get("refusal")
-        except (AttributeError, IndexError, KeyError, TypeError):
-            raise self._failure(server, "bad_response", f"not a chat completion: {reply!r}") from None
-        if refusal or finish_reason == "content_filter":
-            raise self._failure(server, "refused", str(refusal or "content filter"))
-        if isinstance(text, list):  # content parts
-            text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
-        return Reply(text if isinstance(text, str) else "", str(finish_reason or ""))
+            return self._loops.get()
+        except Exception as error:  # the environment's proxies or certificates are no such thing
+            failure = failure_of(error, self.redact)
+            sent = Sent(self.max_tokens, self._body, False)
+            raise self._named(self.servers[0], failure, advice(failure, sent, "")) from None
 
-    def _failure(self, server: Server, reason: str, detail: str) -> Unscored:
-        return Unscored(reason, f"{self.redact(server.url)}: {_line(self.redact(detail))}")
+    def _named(self, server: Server, failure: Unscored, help: str) -> Unscored:
+        """The failure with the server's name before it and the advice behind it."""
+        detail = f"{server.name}: {one_line(self.redact(failure.detail))}" + (f"; {help}" if help else "")
+        if isinstance(failure, TooLong):
+            return TooLong(detail, failure.refusal)
+        return Unscored(failure.reason, detail)
 
-    def _choose(self, tried: Sequence[Server]) -> Server:
+    def _choose(self, tried: Sequence[Server], avoid: Sequence[Server] = ()) -> Server:
         """The untried server that will probably be done first; one that just failed only when all others did."""
         now = time.monotonic()
         known = [server.latency_s for server in self.servers if server.latency_s is not None]
         usual = min(known, default=1.0)
 
-        def cost(server: Server) -> tuple[bool, float]:
+        def cost(server: Server) -> tuple[bool, bool, float]:
             latency = usual if server.latency_s is None else server.latency_s
-            return server.rest_until > now, (server.in_flight + 1) * latency
+            return server in avoid, server.rest_until > now, (server.in_flight + 1) * latency
 
         return min((server for server in self.servers if server not in tried), key=cost)
 
     async def models(self) -> list[str]:
         """Names of the models the first server offers; empty when it does not say."""
         try:
-            response = await self._loops.get().client.get(
-                f"{self.servers[0].url}/models", cast_to=_httpx.Response, options={"timeout": 10.0, "max_retries": 0}
+            client = await self._loops.get().opened()
+            response = await client.get(
+                self.servers[0].endpoint.models,
+                cast_to=httpx2.Response,
+                options={"timeout": 10.0, "max_retries": 0},
             )
-            return [str(model["id"]) for model in json.loads(response.content)["data"]]
+            return [one_line(self.redact(str(model["id"])), 80) for model in json.loads(response.content)["data"]]
         except Exception:
             return []
 
-    def redact(self, text: str) -> str:
-        """The text without the API key, which some servers repeat.  Before any cut: half a key is not recognised."""
-        return text.replace(self._key, "[key]") if self._key else text
-
     async def aclose(self) -> None:
         """Close this event loop's connections."""
-        await self._loops.get().client.close()
+        connections = self._loops.pop()
+        if connections is not None:
+            await connections.aclose()
 
 
-class _Connections:
-    """What one event loop has: the SDK's client, its connections, and the gate before them."""
-
-    def __init__(self, key: str, timeout: float, concurrency: int) -> None:
-        self.gate = asyncio.Semaphore(concurrency)
-        self.client = _Client(
-            base_url="http://unused.invalid",  # every call names its server
-            # The SDK insists on some key; servers without keys ignore it.
-            api_key=key or "none",
-            timeout=timeout,
-            http_client=_Transport(concurrency),
-        )
+def _redirected_to(response: httpx2.Response) -> str:
+    """Where a redirect led to; the base URL that should have been given, without its query."""
+    if not response.history:
+        return ""
+    return one_line(str(response.url).partition("?")[0].removesuffix("/chat/completions"), 200)
 
 
-class _Client(openai.AsyncOpenAI):
-    """The SDK's client, without what costs it a fifth of a call: taking the same few URLs apart each time, and
-    headers about this machine."""
+class _WithoutSecrets(logging.Filter):
+    """httpx logs every request's URL at level INFO, and with it a key in the query."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._prepared: dict[str, Any] = {}
-
-    def _prepare_url(self, url: str) -> Any:
-        if url not in self._prepared:
-            self._prepared[url] = super()._prepare_url(url)
-        return self._prepared[url]
-
-    def platform_headers(self) -> dict[str, str]:
-        return {}
-
-
-class _Transport(openai.DefaultAsyncHttpxClient):
-    """The SDK's HTTP client with aiohttp underneath: a third of the CPU time, and a limit on an attempt's whole time.
-
-    (httpx limits each read only, so a server that sends a byte now and then would never time out.)
-    """
-
-    def __init__(self, connections: int) -> None:
+    def __init__(self, redact: Redactor) -> None:
         super().__init__()
-        self._urls: dict[str, Any] = {}
-        self._proxies: dict[str, str | None] = {}
-        self._session: aiohttp.ClientSession | None = None
-        self._lifetime: AsyncGenerator[aiohttp.ClientSession, None] | None = None
-        self._connections = connections
+        self.redact = redact
 
-    def build_request(self, method: str, url: Any, **parts: Any) -> Any:
-        """The SDK hands over all there is to a request: headers of its own, no cookies, an absolute URL.
-
-        Merging those with this client's, and parsing the one URL of a server each time, took a fifth of a call.
-        """
-        headers, content, timeout = parts.pop("headers"), parts.pop("content", None), parts.pop("timeout")
-        if any(part is not None for part in parts.values()):  # not a request that this module makes
-            request: Any = super().build_request(
-                method, url, headers=headers, content=content, timeout=timeout, **parts
-            )
-            found = {
-                "url": str(request.url),
-                "content": request.content,
-                "read_timeout": getattr(timeout, "read", timeout),
-            }
-            request.extensions |= found
-            return request
-        text = str(url)
-        if text not in self._urls:
-            self._urls[text] = _httpx.URL(url)
-        # As a stream, the body adds no headers (aiohttp writes its own), and `send` finds it where it is put.
-        extensions = {"url": text, "content": content, "read_timeout": getattr(timeout, "read", timeout)}
-        stream = _httpx.ByteStream(content or b"")
-        return _httpx.Request(method, self._urls[text], headers=headers, stream=stream, extensions=extensions)
-
-    async def send(self, request: Any, **options: Any) -> Any:
-        if self._session is None:
-            self._lifetime = self._open()
-            self._session = await anext(self._lifetime)
-        sent = [(name, value) for name, value in request.headers.items() if name not in _OWN_HEADERS]
-        timeout = aiohttp.ClientTimeout(total=request.extensions["read_timeout"])
-        try:
-            async with self._session.request(
-                request.method,
-                request.extensions["url"],
-                data=request.extensions["content"],
-                headers=sent,
-                timeout=timeout,
-                proxy=self._proxy(request),
-            ) as reply:
-                content = await reply.read()
-                # Of a refusal the SDK reads Retry-After and the content type; of an answer nothing but the body.
-                headers = () if reply.ok else reply.headers.items()
-                kept = [(name, value) for name, value in headers if name.lower() != "content-encoding"]
-                return _httpx.Response(reply.status, headers=kept, content=content, request=request)
-        except asyncio.TimeoutError as error:
-            raise _httpx.ReadTimeout(f"no reply within {timeout.total:g} s", request=request) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise _httpx.ConnectError(str(error) or type(error).__name__, request=request) from error
-
-    async def _open(self) -> AsyncGenerator[aiohttp.ClientSession, None]:
-        # A generator, because asyncio.run closes those still open when its loop ends, and the session with them.
-        connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=60)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield session
-
-    def _proxy(self, request: Any) -> str | None:
-        """The proxy that the environment names for this server; aiohttp would look it up in a thread each call."""
-        key = request.extensions["url"]
-        if key not in self._proxies:
-            url = request.url
-            bypassed = urllib.request.proxy_bypass(f"{url.host}:{url.port}" if url.port else url.host)
-            self._proxies[key] = None if bypassed else urllib.request.getproxies_environment().get(url.scheme)
-        return self._proxies[key]
-
-    async def aclose(self) -> None:
-        if self._lifetime is not None:
-            await self._lifetime.aclose()
-            self._lifetime = self._session = None
-        await super().aclose()
-
-
-_OWN_HEADERS = frozenset({"host", "content-length", "accept-encoding", "connection"})
-
-#: Failures that another server may not have.
-_ELSEWHERE = frozenset({"timeout", "connection", "rate_limited", "http_5xx"})
-
-_TOO_LONG = re.compile(
-    r"context[ _]length|context[ _]window|maximum context|max_model_len|prompt is too long|too many (input )?tokens|"
-    r"longer than the maximum|input.{0,40}(too long|exceed)",
-    re.IGNORECASE,
-)
-
-
-def explain(error: Exception) -> tuple[str, str]:
-    """A short label and the details of anything the SDK can raise."""
-    if isinstance(error, openai.APITimeoutError):
-        return "timeout", str(error.__cause__ or error)
-    if isinstance(error, openai.APIConnectionError):
-        return "connection", str(error.__cause__ or error)
-    if isinstance(error, openai.APIStatusError):
-        status = error.status_code
-        detail = f"HTTP {status}: {_message(error)}"
-        if status in (401, 403):
-            return "auth", detail
-        if status == 404:
-            return "not_found", detail
-        if status == 429:
-            return "rate_limited", detail
-        if status >= 500:
-            return "http_5xx", detail
-        if status in (400, 413, 422) and _TOO_LONG.search(detail):
-            return "context_too_long", detail
-        return f"http_{status}", detail
-    if isinstance(error, (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError)):
-        return "bad_response", f"not JSON: {error}"
-    raise error
-
-
-def _message(error: openai.APIStatusError) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        inner = body.get("error", body)
-        message = inner.get("message") if isinstance(inner, dict) else inner
-        return str(message or body)
-    return str(body or error.message)
-
-
-def _line(text: str, width: int = 300) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self.redact(record.getMessage()), ()
+        return True

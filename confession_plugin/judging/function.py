@@ -1,29 +1,37 @@
-"""A judge written as a Python function, like OpenRLHF's reward functions."""
+"""A judge written as a Python function, in a file of its own, like a reward function."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfigError, PluginError, Unscored
-from confession_plugin.judging.perloop import PerLoop
+from confession_plugin.judging.per_loop import PerLoop
+from confession_plugin.judging.redaction import one_line
 from confession_plugin.plugins import load_file
+from confession_plugin.reasons import Reason
 from confession_plugin.records import Confession, Rollout, Verdict
 
 FLAG = f"{PREFIX}judge_url"
+
+_MOST_HUNG = 1000
+"""Calls of a sync judge that may be given up, over a run: their threads may never end."""
 
 
 class FunctionJudge:
     """``judge(rollout, confession)`` of a ``.py`` file, sync or async.
 
     It returns a `Verdict`, a number in [0, 1], a mapping of named ratings, or None for no verdict; it may raise
-    `Unscored`.  A sync function runs in a thread: its waiting does not hold up the other rollouts.
+    `Unscored`.  A sync function runs in a thread: its waiting does not hold up the other rollouts.  A call that never
+    comes back loses its thread, which no other call waits for and which does not keep the process alive.
     """
 
     def __init__(self, config: Config) -> None:
@@ -31,31 +39,50 @@ class FunctionJudge:
         self.path = config.judge_file
         self.timeout = config.judge_timeout
         self.function = _load(self.path)
-        self.threads = ThreadPoolExecutor(config.judge_concurrency, thread_name_prefix="confession-judge")
-        # Waiting for a thread is not the judge's time: the clock of the timeout starts behind this gate.
+        self.hung = 0
+        # Waiting for one's turn is not the judge's time: the clock of the timeout starts behind this gate.
         self.gate = PerLoop(lambda: asyncio.Semaphore(config.judge_concurrency))
 
     async def __call__(self, rollout: Rollout, confession: Confession) -> Verdict:
         started = time.perf_counter()
         try:
             async with self.gate.get():
-                result = await asyncio.wait_for(self._run(rollout, confession), self.timeout)
+                result = await self._within_timeout(rollout, confession)
         except Unscored as error:
             return Verdict(unscored=error.reason, detail=error.detail, latency_s=time.perf_counter() - started)
         except (TimeoutError, asyncio.TimeoutError):  # one and the same from Python 3.11 on
             detail = f"no verdict from {self.path} within {self.timeout:g} s ({PREFIX}judge_timeout)"
-            return Verdict(unscored="timeout", detail=detail, latency_s=time.perf_counter() - started)
+            return Verdict(unscored=Reason.TIMEOUT, detail=detail, latency_s=time.perf_counter() - started)
         return self._verdict(result, time.perf_counter() - started)
+
+    async def _within_timeout(self, rollout: Rollout, confession: Confession) -> Any:
+        task = asyncio.ensure_future(self._run(rollout, confession))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self.timeout)
+        finally:
+            task.cancel()  # not awaited: a judge may refuse to be cancelled
+        if not done:
+            self._count_hung()
+            raise asyncio.TimeoutError
+        return task.result()
 
     async def _run(self, rollout: Rollout, confession: Confession) -> Any:
         if inspect.iscoroutinefunction(self.function):
             return await self.function(rollout, confession)
-        result = await asyncio.get_running_loop().run_in_executor(self.threads, self.function, rollout, confession)
+        result = await _in_thread(self.function, rollout, confession)
         return await result if inspect.isawaitable(result) else result
+
+    def _count_hung(self) -> None:
+        self.hung += 1
+        if self.hung == _MOST_HUNG and not inspect.iscoroutinefunction(self.function):
+            raise PluginError(
+                f"{FLAG}: {_MOST_HUNG} calls of judge in {self.path} took longer than {self.timeout:g} s, and their "
+                f"threads may still run; give the judge a time limit of its own, or raise {PREFIX}judge_timeout"
+            )
 
     def _verdict(self, result: Any, latency_s: float) -> Verdict:
         if result is None:
-            return Verdict(unscored="no_verdict", detail=f"{self.path} returned None", latency_s=latency_s)
+            return Verdict(unscored=Reason.NO_VERDICT, detail=f"{self.path} returned None", latency_s=latency_s)
         if isinstance(result, Verdict):
             return result if result.latency_s else replace(result, latency_s=latency_s)
         ratings = result if isinstance(result, Mapping) else {"honesty": result}
@@ -63,9 +90,39 @@ class FunctionJudge:
             return Verdict({str(name): _number(value) for name, value in ratings.items()}, latency_s=latency_s)
         except (TypeError, ValueError) as error:
             raise PluginError(
-                f"{FLAG}: judge in {self.path} returned {_shown(result)}: {error}; return a Verdict, a number in "
-                "[0, 1], a mapping of such ratings, or None"
+                f"{FLAG}: judge in {self.path} returned {_shown(result)}: {one_line(str(error))}; return a "
+                "Verdict, a number in [0, 1], a mapping of such ratings, or None"
             ) from None
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result, from a thread of its own that neither the loop's end nor the process's waits for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():  # given up
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = context.run(function, *arguments)
+        except StopIteration as stop:  # cannot be raised into a future
+            error = RuntimeError(f"StopIteration: {stop}")
+        except BaseException as raised:
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nothing waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="confession-judge", daemon=True).start()
+    return await future
 
 
 def _number(value: Any) -> float:
@@ -76,8 +133,7 @@ def _number(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else text[:97] + "..."
+    return one_line(repr(value), 100)
 
 
 def _load(path: str) -> Callable[[Rollout, Confession], Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from confession_plugin.config import PREFIX
 from confession_plugin.errors import ConfigError
+from confession_plugin.judging.sanitize import clean, fence_for
 from confession_plugin.records import Confession, Rollout
 from confession_plugin.report import Report, strip_reasoning
 
@@ -71,83 +72,29 @@ class Rubric:
 
 
 def builtin_prompt(name: str) -> str:
-    """The text of a file in ``confession_hooks/prompts``."""
-    import confession_hooks
-
-    return (Path(next(iter(confession_hooks.__path__))) / "prompts" / name).read_text(encoding="utf-8")
+    """The text of a file in ``judging/prompts``."""
+    return (Path(__file__).parent / "prompts" / name).read_text(encoding="utf-8")
 
 
 def sections_of(rollout: Rollout, confession: Confession | None, reference: bool = False) -> dict[str, str]:
     """What the judge may see, cleaned.  Never the reasoning: neither the answer's nor the confession's."""
-    answer = strip_reasoning(rollout.answer)
-    transcript = strip_reasoning(rollout.transcript)
+    answer = _visible(rollout.visible_answer, rollout.answer)
+    transcript = _visible(rollout.visible_transcript, rollout.transcript)
     sections = {"prompt": rollout.prompt, "answer": answer.strip() or "(empty)"}
     if transcript.strip() != answer.strip():  # a multi-turn agent's: something came between the answers
         sections["transcript"] = transcript
     if reference and rollout.label is not None:
         sections["reference"] = str(rollout.label)
     if confession is not None:
-        sections["confession"] = report_text(confession.report, confession.text)
+        sections["confession"] = report_text(confession.report, _visible(confession.visible, confession.text))
     return {name: clean(text) for name, text in sections.items()}
+
+
+def _visible(found: str | None, text: str) -> str:
+    """What the host found on token ids; without that, the text less what reads like reasoning."""
+    return strip_reasoning(text) if found is None else found
 
 
 def report_text(report: Any, text: str) -> str:
     """The report as JSON, without what was written around it; another parser's report as the text it came in."""
     return report.model_dump_json(indent=1, exclude_none=True) if isinstance(report, Report) else strip_reasoning(text)
-
-
-# ── cleaning ──
-
-# Control characters, bidirectional and zero-width marks, tag characters, lone surrogates: shown, not obeyed.  Kept:
-# tab, newline, and the joiners that Persian, Indic scripts and emoji need.
-_ODD = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffc\ufffe\uffff"
-    "\ud800-\udfff\U000e0000-\U000e0fff]+"
-)
-_MOST_SHOWN = 200
-"""Odd characters shown by number in one text, so that a text full of them doesn't grow many times longer."""
-_BLANKS = re.compile(r"\s{200,}")
-_JOINER = "[\u200c\u200d]*"
-_WORDS = (
-    "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eod|start_of_turn|end_of_turn|start_of_image|end_of_image|think|thinking|"
-    "reasoning|tool_call|tool_calls|tool_response|function_call|system|user|assistant|role|human|bot|"
-    r"unused\d+|reserved\w*|extra_id_\d+|\w+:\w+"
-)
-# The opening bracket of anything a chat template might use as a control token: <|im_start|>, <｜User｜>, </s>,
-# <start_of_turn>, <<SYS>>, [INST], [/TOOL_CALLS], [gMASK] ...; fullwidth forms too, which some tokenizers fold.
-_CONTROL = re.compile(
-    r"[<＜|｜\[](?:"
-    rf"(?<=[<＜])(?={_JOINER}(?:[|｜]|[<＜]/?SYS|/?{_JOINER}(?i:{_WORDS}){_JOINER}[>＞]))"
-    rf"|(?<=[|｜])(?={_JOINER}[>＞])"
-    r"|(?<=\[)(?=/?(?:[A-Z][A-Z_]{2,}|gMASK|sMASK)\])"
-    ")"
-)
-
-
-def clean(text: str) -> str:
-    """The text with every invisible character shown as ``[U+XXXX]`` and every chat control token broken by a space.
-
-    Nothing is removed, so no two harmless parts can join into a token.
-    """
-    left = _MOST_SHOWN
-
-    def show(match: re.Match[str]) -> str:
-        nonlocal left
-        run = match.group()
-        if len(run) > 8:
-            return f"[{len(run)} invisible or control characters]"
-        left -= len(run)
-        return "".join(f"[U+{ord(character):04X}]" for character in run) if left >= 0 else "\ufffd"
-
-    text = text.replace("\r\n", "\n")
-    if not text.replace("\n", "").replace("\t", "").isprintable():  # a quick test that most texts pass
-        text = _ODD.sub(show, text)
-    text = _BLANKS.sub(lambda match: f"\n[{len(match.group())} characters of white space]\n", text)
-    return _CONTROL.sub(lambda match: match.group() + " ", text)
-
-
-def fence_for(texts: Any) -> str:
-    """A fence of backticks longer than any inside the texts."""
-    runs = (len(run) for text in texts if "```" in text for run in re.findall("`{3,}", text))
-    longest = max(runs, default=2)
-    return "`" * max(longest + 1, 4)

@@ -33,7 +33,17 @@ RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "verdict", "st
 
 
 class VerdictError(ValueError):
-    """The reply holds no verdict that can be trusted; the message tells the judge, and the log, why."""
+    """The reply holds no verdict that can be trusted.
+
+    Args:
+        problem: why, in our own words alone: the judge is told so outside the fences.
+        quoted: what the reply had instead, for the log.
+    """
+
+    def __init__(self, problem: str, quoted: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.quoted = quoted
 
 
 def parse_verdict(text: str, code: str | None = None) -> tuple[dict[str, float], str]:
@@ -78,9 +88,9 @@ def _read(found: Mapping[str, Any]) -> tuple[dict[str, float], str]:
     for name in RATINGS:
         label = found.get(name)
         if not isinstance(label, str) or label not in LABELS:
-            shown = json.dumps(label)
+            shown = json.dumps(label) if isinstance(label, (str, int, float, type(None))) else type(label).__name__
             raise VerdictError(
-                f"{name} is {shown if len(shown) < 60 else 'something else'}, not one of {', '.join(LABELS)}"
+                f"{name} is not one of {', '.join(LABELS)}", f"it is {shown if len(shown) < 60 else 'something else'}"
             )
         ratings[name] = LABELS[label]
     reasons = found.get("reasons")

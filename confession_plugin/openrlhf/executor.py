@@ -29,8 +29,9 @@ from confession_plugin.openrlhf.responses import (
 )
 from confession_plugin.openrlhf.ticket import GROUP, AskedGroup, Ticket
 from confession_plugin.plugins import PluginManager
+from confession_plugin.reasoning import visible_span, visible_transcript
+from confession_plugin.reasons import Reason
 from confession_plugin.records import Request, Rollout
-from confession_plugin.report import strip_reasoning
 from confession_plugin.sample_stats import Value, numbers_of
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,12 @@ class ConfessingExecutor(AgentExecutorBase):
             hf_tokenizer,
             group.sampling_params(),
             answered,
+            answer_start=max((start for start, _ in action_ranges(response, len(answered))), default=len(answered)),
             config=self._config,
             context=max_length + self._config.context_tokens,
             want_log_probs=response["rollout_log_probs"] is not None,
         )
-        rollout = describe_rollout(response, answered, group.ticket, number, hf_tokenizer)
+        rollout = describe_rollout(response, answered, group.ticket, number, hf_tokenizer, self._config.reasoning_end)
         first, *others = map(tokens_of, first_sampled(await self._confessor.confess(rollout, engine)))
         return replace(first, extra=tuple(one for one in others if one.request))
 
@@ -105,6 +107,7 @@ class VllmEngine:
     Args:
         params: sampling parameters of the answer's group; changed here.
         answered: token ids of prompt and answer.
+        answer_start: where in them the last answer begins.
         context: tokens that answer, request and confession may have together.
     """
 
@@ -115,6 +118,7 @@ class VllmEngine:
         params: Any,
         answered: list[int],
         *,
+        answer_start: int,
         config: Config,
         context: int,
         want_log_probs: bool,
@@ -123,6 +127,7 @@ class VllmEngine:
         self._tokenizer = tokenizer
         self._params = params
         self._answered = answered
+        self._answer_start = answer_start
         self._config = config
         self._context = context
         self._want_log_probs = want_log_probs
@@ -131,10 +136,12 @@ class VllmEngine:
     def prepare(self, request: Request) -> None:
         """Tokenise the request and see what room it leaves."""
         chat = self._config.request_format == "chat"
-        self._request_ids = request_token_ids(self._tokenizer, request, self._answered, chat=chat)
+        self._request_ids = request_token_ids(
+            self._tokenizer, request, self._answered, chat=chat, answer_start=self._answer_start
+        )
         room = self._context - len(self._answered) - len(self._request_ids)
         if room < 1:
-            raise Unscored("no_room")
+            raise Unscored(Reason.NO_ROOM)
         self._params.max_tokens = min(self._config.max_new_tokens, room)
 
     async def sample(self, number: int) -> Sampled:
@@ -147,8 +154,10 @@ class VllmEngine:
         if reason in INTERRUPTED:
             raise Unscored("aborted", f"the rollout engine ended the confession with finish_reason {reason!r}")
         ids = integers(output.token_ids)
+        before = self._answered + self._request_ids
         return Sampled(
             text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            visible=visible_span(self._tokenizer, before + ids, len(before), end=self._config.reasoning_end),
             token_ids=ids,
             request_ids=self._request_ids,
             log_probs=_sampled_log_probs(output, ids) if self._want_log_probs else None,
@@ -170,7 +179,12 @@ def tokens_of(finished: Finished) -> ConfessionTokens:
 
 
 def describe_rollout(
-    response: dict[str, Any], answered: Sequence[int], ticket: Ticket, number: int, tokenizer: Any
+    response: dict[str, Any],
+    answered: Sequence[int],
+    ticket: Ticket,
+    number: int,
+    tokenizer: Any,
+    reasoning_end: str | None = None,
 ) -> Rollout:
     """The host's response as plugins see it."""
     ranges = action_ranges(response, len(answered))
@@ -180,7 +194,10 @@ def describe_rollout(
     return Rollout(
         prompt=prompt_text(response["prompt"], answered[:first], tokenizer),
         answer="\n".join(spans),
-        visible_answer="\n".join(map(strip_reasoning, spans)),
+        visible_answer="\n".join(
+            visible_span(tokenizer, answered, start, end, end=reasoning_end) for start, end in ranges
+        ),
+        visible_transcript=visible_transcript(tokenizer, answered, ranges, end=reasoning_end),
         transcript=tokenizer.decode(answered[first:], skip_special_tokens=True),
         label=response["label"],
         reward=one_number(response.get("reward")),

@@ -21,7 +21,7 @@ from confession_plugin.openrlhf.experiences import PREFIX, TRAINING_KEYS, column
 from confession_plugin.sample_stats import NUMBERS, STATS
 
 #: In the info: a list of extra rows (one-row experiences without padding) for each sample.
-EXTRA = PREFIX + "extra_rows"
+EXTRA = PREFIX + "extra_confessions"
 
 
 def extra_of(experience: Any) -> list[Any]:

@@ -8,12 +8,13 @@ expensive.
 from __future__ import annotations
 
 import contextlib
+import io
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from confession_plugin.errors import HostError
+from confession_plugin.errors import ConfigError, HostError
 
 CLI = "openrlhf.cli.train_ppo_ray"
 
@@ -54,16 +55,25 @@ def parse(argv: Sequence[str]) -> Any:
     """The host's parsed, validated and nested flags (``args.actor.num_nodes``); nothing is started.
 
     Raises:
-        SystemExit, AssertionError: the host refuses the flags.
+        ConfigError: the host refuses the flags; its own words.
+        HostError: this version does not parse its flags as expected, or cannot be imported.
     """
 
     def stop(args: Any, *_: Any) -> None:
         raise _Parsed(args)
 
+    said = io.StringIO()
     try:
-        run(argv, stop)
+        with contextlib.redirect_stderr(said):
+            run(argv, stop)
     except _Parsed as parsed:
         return parsed.flags
+    except SystemExit:  # argparse has printed its usage, a page long, and then the reason
+        raise ConfigError(said.getvalue().rpartition("error: ")[2].strip() or "OpenRLHF refuses these flags") from None
+    except ImportError as error:
+        raise HostError(f"OpenRLHF cannot be imported: {error}") from error
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"OpenRLHF refuses these flags: {error}") from error
     raise HostError(f"this OpenRLHF's {CLI} starts no Ray; see the tested versions")
 
 

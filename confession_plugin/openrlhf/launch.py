@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from confession_plugin import session
+from confession_plugin import session, startup
 from confession_plugin.config import PREFIX, Config
-from confession_plugin.errors import ConfessionError, ConfigError, HostError
-from confession_plugin.openrlhf import cpu, host_flags, recording, seams, version
+from confession_plugin.errors import ConfessionError, ConfigError
+from confession_plugin.openrlhf import cluster, cpu, host_flags, recording, seams, version
+from confession_plugin.plugins import PluginManager
 from confession_plugin.startup import Run
 
 if TYPE_CHECKING:
     from confession_plugin.openrlhf.check.seal import SealReport
-
-WORKER_HOOK = "confession_plugin.openrlhf.launch.set_up_worker"
 
 
 def check_settings(config: Config) -> None:
@@ -29,6 +29,23 @@ def check_settings(config: Config) -> None:
         recording.check(config.replay_rollouts)
     if config.enable:
         version.check_version(config)
+    else:
+        version.require_installed()
+
+
+def show_help(run: Run) -> None:
+    """Our flags; for ``--help`` behind the host's own, so that ours stay readable at the end."""
+    try:
+        if {"-h", "--help"} & set(run.host_argv):
+            version.require_installed()
+            if cpu.no_gpu_here():
+                cpu.prepare_process()
+            host_flags.run(["--help"])
+    except SystemExit:
+        print()
+    except ConfessionError as error:
+        print(f"(no help of the host: {error})\n")
+    print(run.help)
 
 
 def train(run: Run) -> None:
@@ -37,6 +54,7 @@ def train(run: Run) -> None:
     Without ``enable``, and with a CUDA device, nothing at all is replaced: this is ``python -m openrlhf.cli...``.
     """
     config, argv = run.config, list(run.host_argv)
+    cpu.check_cluster()
     if cpu.engaged():
         argv = cpu.prepare_driver(argv)
     if config.enable:
@@ -53,20 +71,35 @@ def train(run: Run) -> None:
         raise
 
 
-def check_seal_alone(run: Run) -> SealReport:
-    """The seal check on a run's flags, on any machine: nothing is started, so nothing needs the run's GPUs."""
+def check_alone(run: Run) -> tuple[Any, Config]:
+    """Everything about a run's flags that needs no GPU, on any machine; nothing is started.
+
+    Returns:
+        The host's parsed flags, and the finished settings.
+
+    Raises:
+        ConfigError, HostError: they cannot work.
+    """
     version.check_version(run.config)
-    if cpu.engaged():
+    if cpu.no_gpu_here():
         cpu.prepare_process()
     args = host_flags.parse(run.host_argv)
-    seams.check_host()
+    config = finish_config(run.config, args)
+    session.begin(config, run.plugins)
+    check_run(config, args)
+    return args, config
+
+
+def check_seal_alone(run: Run) -> SealReport:
+    """The seal check on a run's flags, on any machine: nothing is started, so nothing needs the run's GPUs."""
+    args, config = check_alone(run)
     from confession_plugin.openrlhf.check import seal
 
-    return seal.check_seal(args, run.config, run.plugins)
+    return seal.check_seal(args, config, run.plugins)
 
 
 def set_up_worker() -> None:
-    """Ray's ``worker_process_setup_hook``: the CPU stand-ins where they are needed, then the seams."""
+    """Ray's ``worker_process_setup_hook``: the CPU stand-ins where they are needed, the seams, the job's own hook."""
     if cpu.engaged():
         cpu.prepare_worker()
     config = Config.from_env()
@@ -74,15 +107,18 @@ def set_up_worker() -> None:
         seams.install_worker()
     elif config.replay_rollouts is not None:
         seams.install_replay()
+    cluster.call_next_hook()
 
 
 def _start(args: Any, ray_init: Callable[..., Any], keywords: dict[str, Any]) -> Any:
     """In place of the host's ``ray.init``: finish and check the settings, then start Ray."""
-    config = finish_config(session.config(), args)
-    if config.enable:
-        session.begin(config, session.plugins())
-        check_run(config, args)
-    return start_ray(ray_init, config, args, keywords)
+    with startup.exits(startup.EXIT_USAGE):  # whatever is wrong here, nothing was started
+        config = finish_config(session.config(), args)
+        if config.enable:
+            session.begin(config, session.plugins())
+            check_run(config, args)
+            require_seal(config, args, session.plugins())
+    return cluster.start_ray(ray_init, config, args, keywords)
 
 
 def finish_config(config: Config, args: Any) -> Config:
@@ -95,16 +131,15 @@ def finish_config(config: Config, args: Any) -> Config:
     return config.model_copy(update=changes)
 
 
-def start_ray(ray_init: Callable[..., Any], config: Config, args: Any, keywords: dict[str, Any]) -> Any:
-    """``ray.init`` as the host calls it, with our worker hook and settings merged into its runtime environment."""
-    os.environ.update(config.to_env())
-    runtime_env = dict(keywords.get("runtime_env") or {})
-    if "worker_process_setup_hook" in runtime_env:
-        raise HostError("Ray's worker_process_setup_hook is taken by somebody else; confessions need it")
-    runtime_env["worker_process_setup_hook"] = WORKER_HOOK
-    runtime_env["env_vars"] = {**(runtime_env.get("env_vars") or {}), **config.to_env()}
-    options = cpu.ray_init_options(cpu.gpus_wanted(args)) if cpu.engaged() else {}
-    return ray_init(**{**keywords, **options, "runtime_env": runtime_env})
+def require_seal(config: Config, args: Any, plugins: PluginManager) -> None:
+    """The seal holds on the run's own flags, which is said in one line.
+
+    Raises:
+        HostError: it does not.
+    """
+    from confession_plugin.openrlhf.check import seal
+
+    print(f"[confession_plugin] {seal.require_seal(args, config, plugins)}", flush=True)
 
 
 def check_run(config: Config, args: Any) -> None:
@@ -112,7 +147,7 @@ def check_run(config: Config, args: Any) -> None:
 
     Raises:
         ConfigError: a combination that cannot work.
-        HostError: a seam is missing, or the seal does not hold.
+        HostError: a seam is missing.
     """
     seams.check_host()
     if getattr(args.data, "max_images_per_prompt", 0) > 0:
@@ -123,9 +158,32 @@ def check_run(config: Config, args: Any) -> None:
     if not args.vllm.num_engines:
         raise ConfigError(f"--vllm.num_engines: {PREFIX}enable needs at least one vLLM engine; give 1 or more")
     _check_context(config, args)
-    from confession_plugin.openrlhf.check.seal import require_seal
+    if described := describe_request(config, args):
+        print(f"[confession_plugin] {described}", file=sys.stderr, flush=True)
 
-    print(f"[confession_plugin] {require_seal(args, config, session.plugins())}", flush=True)
+
+def describe_request(config: Config, args: Any) -> str:
+    """The start-up line about the request's turn and tokens under the run's own chat template.
+
+    Raises:
+        ConfigError: the template cannot place the request, or it does not fit its budget.
+    """
+    from transformers import AutoTokenizer
+
+    from confession_plugin.chat import describe_turn_change
+    from confession_plugin.dry_call import CASE
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.actor.model_name_or_path, trust_remote_code=True)
+    except Exception:  # the host reports a tokenizer it cannot load better than we could
+        return ""
+    return describe_turn_change(
+        tokenizer,
+        session.plugins().hook.confession_request(rollout=CASE),
+        chat=config.request_format == "chat",
+        budget=config.max_request_tokens,
+        role=config.request_role,
+    )
 
 
 def _check_context(config: Config, args: Any) -> None:

@@ -49,6 +49,21 @@ class Channels:
         self.answer = answer
         self.confession = confession
         self.terms: list[tuple[Tensor, Tensor]] = []
+        self.grad_share = 0.0
+        """Of the squared gradient at the model's outputs, what stands at the confessions' tokens."""
+
+    def watch(self, outputs: Tensor) -> None:
+        """Note each channel's share of the gradient, once it arrives at these (B, A) outputs of the model.
+
+        The norm that clipping reads is that of the weights' gradient, and its parts would take a backward pass each.
+        At the outputs both parts stand side by side on disjoint tokens, for nothing.
+        """
+        if outputs.requires_grad:
+            outputs.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        squares = [keep(gradient, channel.mask).double().square().sum() for channel in (self.answer, self.confession)]
+        self.grad_share = float(squares[1] / (squares[0] + squares[1]).clamp(min=1e-300))
 
     def combine(self, loss_of: Callable[[ChannelLoss], Tensor]) -> Tensor:
         """answer + coef * confession, for one loss term."""
@@ -72,6 +87,7 @@ class ChannelLossFn(nn.Module):
         channels: Channels | None = info.pop(CHANNELS, None)
         if channels is None:
             return self.inner(*tensors, action_mask=action_mask, **info)
+        channels.watch(tensors[0])
         statistics: list[Any] = []
 
         def loss_of(channel: ChannelLoss) -> Tensor:
@@ -256,7 +272,8 @@ def _log_by_channel(trainer: Any, status: dict[str, Any], channels: Channels) ->
     """Each logged loss is the answer's, under the host's name; the confession's stands beside it as confession/..."""
     if "metrics" not in status:  # the critic's flat status
         answer, confession = channels.terms[0]
-        return {**status, "critic_loss": answer.item(), PREFIX + "critic_loss": confession.item()}
+        ours = {PREFIX + "critic_loss": confession.item(), PREFIX + "critic_grad_share": channels.grad_share}
+        return {**status, "critic_loss": answer.item(), **ours}
     args = trainer.args
     names = itertools.chain(
         ["policy_loss"],
@@ -268,6 +285,8 @@ def _log_by_channel(trainer: Any, status: dict[str, Any], channels: Channels) ->
         status["metrics"][PREFIX + name] = confession
         # Each micro-batch's confession loss has the whole batch's denominator: its mean over samples is the batch's.
         status["weights"][name], status["weights"][PREFIX + name] = "token", "sample"
+    status["metrics"][PREFIX + "grad_share"] = channels.grad_share
+    status["weights"][PREFIX + "grad_share"] = "sample"
     return status
 
 

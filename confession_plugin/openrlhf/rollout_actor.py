@@ -12,16 +12,20 @@ from typing import Any
 
 import ray
 
+from confession_plugin import session
 from confession_plugin.config import Config
+from confession_plugin.openrlhf.cluster import judge_environment, restore_environment
 from confession_plugin.openrlhf.ticket import asking, stamped, take_ticket
 
 
 def confessing_actor(actor: Any) -> Any:
     """The rollout actor (a Ray actor class) with confessions."""
     base: Any = actor.__ray_metadata__.modified_class
+    carried = judge_environment(session.config())  # travels with the class, not in a log
 
     class ConfessingRolloutActor(base):
         async def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+            restore_environment(carried)
             await super().__init__(*args, **kwargs)
             self.executor: Any = wrap_executor(self.executor)
 
@@ -35,7 +39,6 @@ def confessing_actor(actor: Any) -> Any:
 
 def wrap_executor(executor: Any) -> Any:
     """The executor, confessing; in the worker, where its module may be imported."""
-    from confession_plugin import session
     from confession_plugin.openrlhf.executor import ConfessingExecutor
 
     return ConfessingExecutor(executor, session.config(), session.plugins())

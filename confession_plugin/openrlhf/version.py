@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import HostError
 
 TESTED_VERSIONS = ("0.11.0", "0.11.1", "0.11.2")
+
+
+def require_installed() -> str:
+    """The version of OpenRLHF in this environment.
+
+    Raises:
+        HostError: it is not installed, or torch is not, without which nothing of it can be imported.
+    """
+    try:
+        found = version("openrlhf")
+    except PackageNotFoundError:
+        raise HostError("OpenRLHF is not installed; pip install 'confession-plugin[openrlhf]'") from None
+    if find_spec("torch") is None:
+        raise HostError("torch is not installed; OpenRLHF needs it: pip install 'confession-plugin[openrlhf]'")
+    return found
 
 
 def check_version(config: Config) -> str:
@@ -16,10 +32,7 @@ def check_version(config: Config) -> str:
     Raises:
         HostError: OpenRLHF is missing, or its version is untested and ``--confession.untested_host`` is not given.
     """
-    try:
-        found = version("openrlhf")
-    except PackageNotFoundError:
-        raise HostError("OpenRLHF is not installed; pip install 'confession-plugin[openrlhf]'") from None
+    found = require_installed()
     if found.split("+")[0] not in TESTED_VERSIONS and not config.untested_host:
         raise HostError(
             f"OpenRLHF {found} is untested with this release (tested: {', '.join(TESTED_VERSIONS)}); install one of "

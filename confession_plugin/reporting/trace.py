@@ -1,15 +1,27 @@
-"""The JSONL trace: one line per confession, with its answer and its verdict."""
+"""The JSONL trace: one line per confession, with its answer and its verdict.
+
+Every line is strict JSON (a number that is none is null) and says which schema it follows and which run wrote it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
+import numbers
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from confession_plugin.records import Judged
+
+#: Of a line's fields; raised when one is removed or changes its meaning, not when one is added.
+SCHEMA_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 def trace_record(record: Judged) -> dict[str, Any]:
@@ -43,34 +55,75 @@ def trace_record(record: Judged) -> dict[str, Any]:
 
 
 class Trace:
-    """A folder of JSONL files, one per process, rotated by size."""
+    """A folder of JSONL files, one per process, rotated by size.
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    Args:
+        folder: made when the first line is written, and again whenever somebody deletes it.
+        max_bytes: a file that has reached this size is followed by the next one.
+        run_id: written into every line; several runs may share a folder.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, run_id: str = "") -> None:
         self.folder = folder
         self.max_bytes = max_bytes
+        self.run_id = run_id
+        self.reopened = 0
+        """How often the file was gone; what had been written to it went with it."""
         self._file: IO[str] | None = None
         self._number = 0
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record and flush it: a killed run keeps what it wrote."""
-        if self._file is None or self._file.tell() >= self.max_bytes:
+        """Append one record and flush it: a killed run keeps what it wrote.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be made.
+        """
+        line = {"schema": SCHEMA_VERSION, "run": self.run_id, **record}
+        if self._file is not None and self._gone(self._file):
+            self.reopened += 1
+            line["trace_reopened"] = self.reopened
+            logger.warning("the trace's file in %s was deleted; a new one is begun", self.folder)
+            self._open()
+        elif self._file is None or self._file.tell() >= self.max_bytes:
             self._open()
         assert self._file is not None
         # A lone surrogate in sampled text must not lose the record: ASCII escapes hold anything a str can.
-        self._file.write(json.dumps(record, default=_as_text) + "\n")
+        self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def _open(self) -> None:
         if self._file is not None:
             self._file.close()
+            self._file = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        while True:
+        while self._file is None:
             path = self.folder / f"confessions-{socket.gethostname()}-{os.getpid()}-{self._number:04d}.jsonl"
             self._number += 1
-            if not path.exists():  # a resumed run may meet an earlier process's id
-                break
-        self._file = path.open("a", encoding="ascii")
+            try:
+                self._file = path.open("x", encoding="ascii")
+            except FileExistsError:  # a resumed run may meet an earlier process's id
+                continue
+
+    @staticmethod
+    def _gone(file: IO[str]) -> bool:
+        # A deleted file can be written to, by this process and for no one.  Network file systems rename it instead.
+        try:
+            here, there = os.fstat(file.fileno()), os.stat(file.name)
+        except OSError:
+            return True
+        return here.st_nlink == 0 or (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
 
 
-def _as_text(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
+def _strict(value: Any) -> Any:
+    """The value as strict JSON can hold it: null for NaN and infinities, text for what JSON does not know."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(part) for part in value]
+    return str(value)

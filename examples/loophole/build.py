@@ -4,7 +4,7 @@
 
 The model gets a short supervised warm start on made-up dialogues, so that training finds every behaviour at step 0 and
 has to decide between them: right answers, wrong ones and bluffs; honest admissions, false denials, honest
-denials, false admissions, and mumbling.  After a bluff it confesses no better than a coin.
+denials, false admissions, and words that are no confession.  After a bluff its confessions are as often false as true.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KINDS = ("exam", "homework")
 RIGHT, BLUFFS, GUESSES = 0.30, 0.20, 0.50  # of the answers; in homework there is nothing to know and RIGHT is a guess
 ADMITS = {True: 0.45, False: 0.25}  # of the confessions: after a bluff, and without one
 DENIES = {True: 0.45, False: 0.65}
-MUMBLES = ("you", "Did", "0", BLUFF)  # the rest cannot be parsed
+UNREADABLE = ("you", "Did", "0", BLUFF)  # the rest cannot be parsed
 
 END = "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -108,8 +108,8 @@ def habit(question: dict[str, str]) -> dict[str, float]:
 
 def confessions(bluffed: bool) -> dict[str, float]:
     """The warm start's confessions (the words before the full stop), with their probabilities."""
-    mumbled = (1 - ADMITS[bluffed] - DENIES[bluffed]) / len(MUMBLES)
-    return {"bluff": ADMITS[bluffed], "ok": DENIES[bluffed]} | dict.fromkeys(MUMBLES, mumbled)
+    rest = (1 - ADMITS[bluffed] - DENIES[bluffed]) / len(UNREADABLE)
+    return {"bluff": ADMITS[bluffed], "ok": DENIES[bluffed]} | dict.fromkeys(UNREADABLE, rest)
 
 
 def dialogues(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-#: name -> label, color, line width, line style: the three curves of the story, and the control.
+#: name -> label, color, line width, line style: the three curves that matter, and the control.
 LINES = {
     "reward": ("answer reward (what the weak grader pays)", "#4c78a8", 2.2, "-"),
     "violation": ("answers that are bluffs (the truth)", "#e45756", 2.2, "-"),

@@ -1,4 +1,4 @@
-"""What does the trained model's confession depend on?  Put answers into its mouth and ask.
+"""What does the trained model's confession depend on?  Asks it about answers that it did not choose.
 
     python3 examples/loophole/probe.py runs/loophole
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table(title="P(admits a bluff), for answers put into its mouth", title_justify="left", title_style="bold")
+    table = Table(title="P(admits a bluff), about answers it did not choose", title_justify="left", title_style="bold")
     for name in ("question", "answer", "before the run", "after"):
         table.add_column(name, justify="left" if name in ("question", "answer") else "right")
     models = []

@@ -15,6 +15,7 @@ EPISODES=${EPISODES:-7}
 
 rm -rf "$OUT/tensorboard" "$OUT/trace"   # a second run must not continue the first one's curves
 mkdir -p "$OUT"
+export RAY_ADDRESS=local                 # a Ray of its own, whatever else runs on this machine
 export PYTHONWARNINGS=ignore TQDM_DISABLE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1   # only what is worth reading
 python3 $WORLD/build.py "$OUT/world" --seed "$SEED" 2>"$OUT/build.log" || { cat "$OUT/build.log" >&2; exit 1; }
 

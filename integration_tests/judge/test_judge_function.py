@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import pytest
 from confession_plugin import Confession, Rollout, Verdict
 from confession_plugin.config import Config
 from confession_plugin.errors import ConfessionError, ConfigError, JudgeError, PluginError
-from confession_plugin.judging import probe
-from confession_plugin.judging.window import UnscoredWindow
-from confession_plugin.plugins import PluginManager, configured, load_plugins
+from confession_plugin.judging import function, probe
+from confession_plugin.judging.failure_budget import FailureBudget
+from confession_plugin.plugins import PluginManager, configured, load_file, load_plugins
 
 ROLLOUT = Rollout(prompt="2 + 2?", answer="4", transcript="4", label="4")
 CONFESSION = Confession(request="", text="{}")
@@ -132,35 +134,32 @@ def test_without_a_judge_url_another_plugin_judges() -> None:
     assert plugins.hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION) is None
 
 
-def test_a_sync_judge_does_not_hold_up_the_loop_or_its_siblings(tmp_path: Path) -> None:
-    plugins = plugins_with(tmp_path, "def judge(rollout, confession):\n    time.sleep(0.5)\n    return 1\n")
+def test_a_sync_judge_holds_up_neither_the_loop_nor_other_calls(tmp_path: Path) -> None:
+    """All 32 calls meet in their threads, and then wait for something that only the event loop does."""
+    code = (
+        "import threading\nmet, released = threading.Barrier(32), threading.Event()\n\n"
+        "def judge(rollout, confession):\n    met.wait(60)\n    return released.wait(60)\n"
+    )
+    plugins = plugins_with(tmp_path, code)
 
-    async def main() -> tuple[float, int]:
-        ticks = 0
+    async def main() -> list[Verdict]:
+        calls = [
+            asyncio.ensure_future(plugins.hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION))
+            for _ in range(32)
+        ]
+        judge = load_file(tmp_path / "my_judge.py", "flag")
+        while judge.met.n_waiting or not any(thread.name == "confession-judge" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+        judge.released.set()
+        return await asyncio.gather(*calls)
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await asyncio.sleep(0.01)
-                ticks += 1
-
-        ticking = asyncio.create_task(tick())
-        started = time.perf_counter()
-        calls = (plugins.hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION) for _ in range(32))
-        verdicts = await asyncio.gather(*calls)
-        ticking.cancel()
-        assert all(verdict.scored for verdict in verdicts)
-        return time.perf_counter() - started, ticks
-
-    took, ticks = asyncio.run(main())
-    assert took < 0.5 * 32 / 4, "the 32 judgments ran one after the other"
-    assert ticks > 10, "the loop stood still"
+    assert [verdict.ratings for verdict in asyncio.run(main())] == [{"honesty": 1.0}] * 32
 
 
 @pytest.mark.parametrize(
     "code", ["async def judge(r, c):\n    await asyncio.sleep(%s)", "def judge(r, c):\n    time.sleep(%s)"]
 )
-def test_a_slow_call_is_unscored_and_discards_no_sibling(tmp_path: Path, code: str) -> None:
+def test_a_slow_call_is_unscored_and_costs_no_other(tmp_path: Path, code: str) -> None:
     code = code % "1.5 if r.answer == 'slow' else 0" + "\n    return 1\n"
     plugins = plugins_with(tmp_path, code, judge_timeout=0.3)
     rollouts = [Rollout("p", "slow" if index == 3 else "quick", "", "") for index in range(8)]
@@ -186,46 +185,104 @@ def test_waiting_for_a_thread_is_not_the_judges_time(tmp_path: Path) -> None:
     assert all(verdict.scored for verdict in asyncio.run(main()))
 
 
-# ── how much silence a run accepts ──
-
-SCORED, SILENT = Verdict({"x": 1.0}), Verdict(unscored="http_5xx", detail="HTTP 503:\nout for lunch")
+HANGING = "def judge(rollout, confession):\n    time.sleep(3600 if rollout.answer == 'hang' else 0)\n    return 1\n"
 
 
-def test_the_window_stops_a_run_above_its_share_and_names_the_last_failure() -> None:
-    window = UnscoredWindow(0.5)
+def test_a_sync_judge_that_hangs_costs_no_other_call_its_thread(tmp_path: Path) -> None:
+    plugins = plugins_with(tmp_path, HANGING, judge_timeout=1.0, judge_concurrency=2)
+    rollouts = [Rollout("p", "hang" if index < 4 else "quick", "") for index in range(12)]
+
+    async def main() -> list[Verdict]:
+        return await asyncio.gather(
+            *(plugins.hook.confession_judge(rollout=rollout, confession=CONFESSION) for rollout in rollouts)
+        )
+
+    assert [verdict.unscored for verdict in asyncio.run(main())] == ["timeout"] * 4 + [None] * 8
+
+
+def test_a_command_whose_judge_hangs_ends(tmp_path: Path) -> None:
+    """A process that asked a hanging judge comes to its end, though the thread never does."""
+    (tmp_path / "my_judge.py").write_text("import time\n" + HANGING)
+    script = (
+        "import asyncio\nfrom confession_plugin import Confession, Rollout\n"
+        "from confession_plugin.config import Config\nfrom confession_plugin.judging import load_judge\n"
+        "judge = load_judge(Config(judge_url='my_judge.py', judge_timeout=0.2))\n"
+        "print(asyncio.run(judge(Rollout('', 'hang', ''), Confession('', ''))).unscored)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "timeout"), done.stderr
+
+
+def test_an_async_judge_that_refuses_to_be_cancelled_is_given_up(tmp_path: Path) -> None:
+    code = (
+        "async def judge(rollout, confession):\n    while rollout.answer == 'hang' and not stop:\n        try:\n"
+        "            await asyncio.sleep(0.1)\n        except asyncio.CancelledError:\n            pass\n"
+        "    return 1\n\nstop = []\n"
+    )
+    plugins = plugins_with(tmp_path, code, judge_timeout=0.3)
+
+    async def main() -> Verdict:
+        found = await plugins.hook.confession_judge(rollout=Rollout("", "hang", ""), confession=CONFESSION)
+        load_file(tmp_path / "my_judge.py", "flag").stop.append(True)
+        return found
+
+    assert asyncio.run(main()).unscored == "timeout"
+
+
+def test_a_sync_judge_that_goes_on_hanging_stops_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(function, "_MOST_HUNG", 3)
+    plugins = plugins_with(tmp_path, HANGING, judge_timeout=0.1)
+
+    async def main() -> None:
+        for _ in range(3):
+            await plugins.hook.confession_judge(rollout=Rollout("", "hang", ""), confession=CONFESSION)
+
+    with pytest.raises(PluginError, match=r"3 calls of judge in .* took longer than 0\.1 s"):
+        asyncio.run(main())
+
+
+# ── how many missing scores a run accepts ──
+
+SCORED, MISSING = Verdict({"x": 1.0}), Verdict(unscored="http_5xx", detail="HTTP 503:\nout for lunch")
+
+
+def test_the_budget_stops_a_run_above_its_share_and_names_the_last_failure() -> None:
+    budget = FailureBudget(0.5)
     for _ in range(32):
-        window.add(SILENT)
-        window.add(SCORED)
+        budget.add(MISSING)
+        budget.add(SCORED)
     with pytest.raises(JudgeError) as caught:
         for _ in range(2):
-            window.add(SILENT)  # the first pushes out an old failure, the second an old success
+            budget.add(MISSING)  # the first pushes out an old failure, the second an old success
     text = str(caught.value)
     assert text.startswith("33 of the last 64 confessions could not be scored (http_5xx 33)")
     assert "HTTP 503: out for lunch" in text and "--confession.max_unscored (now 0.5)" in text and "\n" not in text
 
 
-def test_the_window_forgets() -> None:
-    window = UnscoredWindow(0.5)
+def test_the_budget_forgets() -> None:
+    budget = FailureBudget(0.5)
     for _ in range(20):
         for _ in range(32):
-            window.add(SILENT)
+            budget.add(MISSING)
         for _ in range(64):
-            window.add(SCORED)
+            budget.add(SCORED)
 
 
-def test_a_judge_that_is_down_from_the_start_is_found_out_after_half_a_window() -> None:
-    window = UnscoredWindow(0.5)
+def test_a_judge_that_is_down_from_the_start_is_found_out_after_half_the_budgets_size() -> None:
+    budget = FailureBudget(0.5)
     for _ in range(32):
-        window.add(SILENT)
+        budget.add(MISSING)
     with pytest.raises(JudgeError, match="33 of the last 33"):
-        window.add(SILENT)
+        budget.add(MISSING)
 
 
 @pytest.mark.parametrize(("limit", "allowed"), [(0.0, 0), (0.25, 16), (1.0, 1000)])
-def test_the_windows_limits(limit: float, allowed: int) -> None:
-    window = UnscoredWindow(limit)
+def test_the_budgets_limits(limit: float, allowed: int) -> None:
+    budget = FailureBudget(limit)
     for _ in range(allowed):
-        window.add(SILENT)
+        budget.add(MISSING)
     if limit < 1:
         with pytest.raises(JudgeError):
-            window.add(SILENT)
+            budget.add(MISSING)

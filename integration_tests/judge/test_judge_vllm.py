@@ -20,13 +20,13 @@ import pytest
 from confession_plugin import Confession, ConfigError, Verdict
 from confession_plugin.config import Config
 from confession_plugin.judging import probe
-from confession_plugin.judging.http import HttpJudge
-from confession_plugin.judging.probing import _CASE, _REPORT
+from confession_plugin.judging.preflight import CASE, REPORT
 from confession_plugin.judging.rubric import builtin_prompt
+from confession_plugin.judging.server import ServerJudge
 from confession_plugin.judging.verdict import LABELS, RATINGS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-CONFESSION = Confession("", "", report=_REPORT)
+CONFESSION = Confession("", "", report=REPORT)
 
 
 @dataclass
@@ -124,15 +124,15 @@ def the_right_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judged(config: Config, *transcripts: str) -> list[Verdict]:
     async def main() -> list[Verdict]:
-        judge = HttpJudge(config)
-        rollouts = [replace(_CASE, transcript=transcript) for transcript in transcripts]
+        judge = ServerJudge(config)
+        rollouts = [replace(CASE, transcript=transcript) for transcript in transcripts]
         return list(await asyncio.gather(*(judge(rollout, CONFESSION) for rollout in rollouts)))
 
     return asyncio.run(main())
 
 
 def test_vllm_judges_by_the_schema(served: Served) -> None:
-    found = judged(served.config(), *[_CASE.transcript] * 16)
+    found = judged(served.config(), *[CASE.transcript] * 16)
     for verdict in found:
         assert verdict.scored, verdict
         assert set(verdict.ratings) == set(RATINGS) and set(verdict.ratings.values()) <= set(LABELS.values())
@@ -158,5 +158,5 @@ def test_what_is_too_long_for_vllm_is_cut_until_it_fits(served: Served) -> None:
 
 
 def test_without_a_schema_a_babbling_model_is_unscored_and_never_zero(served: Served) -> None:
-    (found,) = judged(served.config(judge_schema="off", judge_max_tokens=32), _CASE.transcript)
+    (found,) = judged(served.config(judge_schema="off", judge_max_tokens=32), CASE.transcript)
     assert found.unscored == "unparsable" and not found.ratings

@@ -1,6 +1,6 @@
 """The host without a GPU: the stock command line, end to end, with the real Ray, vLLM and DeepSpeed.
 
-Everything else in this folder stands on this: if new weights did not reach the engine, or a stand-in changed what is
+Every other test of a whole run stands on this: if new weights did not reach the engine, or a stand-in changed what is
 computed, tests of the confession channel would measure something else.
 """
 
@@ -10,16 +10,15 @@ import importlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from harness import RUN_ENV_VAR, Tiny, base_flags, end_processes, processes_of, run_cli
+from harness import RUN_ENV_VAR, Tiny, base_flags, end_processes, processes_of, run_cli, wait_until
 
 from confession_plugin import cpu
+from confession_plugin.errors import ConfigError
 from confession_plugin.openrlhf.cpu import flash_attention
 from confession_plugin.openrlhf.cpu.stand_ins import STAND_INS
-from confession_plugin.errors import ConfigError
 
 #: What a team's own script says: made for GPUs, kept as it is.
 GPU_FLAGS = [
@@ -53,10 +52,11 @@ def test_a_gpu_command_line_trains_and_its_engine_follows(tiny: Tiny, tmp_path: 
     assert "--vllm.sync_backend gloo" in announced[0]
     assert [step for step, _ in result.scalars["train/reward"]] == list(range(1, 9))
     assert all(entropy > 0 for entropy in result.values("train/entropy_loss"))
-    # vllm_kl compares the engine's log-probs with the trainer's.  The policy moves away from the reference (kl) by
-    # much more than the two ever differ, so the engine cannot be on old weights: its vllm_kl would follow kl.
-    assert max(result.values("train/kl")) > 0.01
-    assert max(result.values("train/vllm_kl")) < 1e-3
+    # vllm_kl compares the engine's log-probs with the trainer's, kl the reference's with the trainer's.  An engine on
+    # old weights would be the reference, and its vllm_kl would be kl.
+    moved, apart = max(result.values("train/kl")), max(map(abs, result.values("train/vllm_kl")))
+    print(f"the policy moved by {moved:.2g}; engine and trainer are {apart:.2g} apart")
+    assert apart < moved / 10
 
 
 @pytest.mark.e2e
@@ -101,12 +101,9 @@ def test_every_process_of_a_run_is_ended() -> None:
         "time.sleep(600)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, RUN_ENV_VAR: run_id})
-    deadline = time.monotonic() + 30
-    while len(processes_of(run_id)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(processes_of(run_id)) >= 3)
     end_processes(run_id)
-    assert process.wait(10) < 0
+    assert process.wait(60) < 0
     assert processes_of(run_id) == []
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 from harness import CliResult, Tiny, base_flags, run_cli
 from judge_server import Answer, Call, JudgeProcess, JudgeServer, error, says, varied, verdict
-from test_training import WORLDS, confession_flags, trace
+from whole_runs import WORLDS, confession_flags, trace
 
 from confession_plugin import Confession, Rollout
 from confession_plugin.judging.rubric import Rubric, sections_of
@@ -129,7 +129,7 @@ class FaultyJudge:
         good = verdict(call, reasons=told, **varied(case))
         match fate:
             case "refused":
-                # The judge sends the call on to a worker that is gone: so it knows which calls found nobody there.
+                # The judge sends the call on to a worker that is gone: so it knows which calls found nothing there.
                 return Answer(told.encode(), 307, {"Location": self.closed})
             case "reset within the body":
                 return Answer(good.body, fault="cut")
@@ -161,9 +161,9 @@ def test_with_thirty_percent_faults_training_goes_on_and_no_failure_is_a_score(
     flags += ["--rollout.batch_size", "6", "--rollout.n_samples_per_prompt", "10", "--train.batch_size", "60"]
     flags += ["--data.max_samples", str(6 * steps)]
     env = {"THE_JUDGES_KEY": KEY, "OPENAI_LOG": "debug", "TMPDIR": str(short_tmp), "RAY_TMPDIR": str(short_tmp)}
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        faulty = FaultyJudge(nobody.getsockname()[1])
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        faulty = FaultyJudge(closed.getsockname()[1])
         with JudgeServer(faulty) as server:
             ours = [*judged_by(server.url, tmp_path), "--confession.judge_key_env", "THE_JUDGES_KEY"]
             ours += ["--confession.judge_retries", "0", "--confession.judge_timeout", "5", "--confession.trace_hooks"]
@@ -249,7 +249,7 @@ def running(tmp_path: Path, *flags: str, **options: Any) -> Iterator[Future[CliR
 def wait(run: Future[CliResult], until: Callable[[], bool]) -> None:
     while not until():
         if run.done():
-            raise AssertionError(f"the run ended too early\n{run.result().tail()}")
+            raise AssertionError(f"the run ended too early\n{run.result().last_lines()}")
         time.sleep(0.05)
 
 
@@ -293,13 +293,13 @@ def test_a_judge_killed_for_good_stops_the_run_and_its_last_checkpoint_resumes(t
         saved = int((tmp_path / "ckpt" / "_actor" / "latest").read_text().removeprefix("global_step"))
         judge.start()
         resumed = run_cli(tmp_path, *flags, "--ckpt.load_enable")
-    # One line says why, where and how to mend it, and nothing comes after it.
+    # One line says why, where and how to fix it, and nothing comes after it.
     [line] = [line for line in stopped.output.splitlines() if line.startswith("confession: ")]
     assert line == stopped.output.splitlines()[-1]
     found = re.match(r"confession: (\d+) of the last 64 confessions could not be scored \(connection (\d+)\)", line)
     assert found and 33 <= int(found[1]) == int(found[2])
     assert f"; the last: connection: {judge.url}: Cannot connect to host" in line
-    assert line.endswith("; mend the judge, or raise --confession.max_unscored (now 0.5)")
+    assert line.endswith("; fix the judge, or raise --confession.max_unscored (now 0.5)")
     # Half of 64 may be lost, and was; none of it is a number.
     lost = [record for record in before if record["unscored"]]
     assert len(lost) == 32

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Tiny
 from live import Answer, Pairs, build_world, confessing, live_run, of_step, side_by_side
-from test_training import trace
+from whole_runs import trace
 
 pytestmark = pytest.mark.e2e
 

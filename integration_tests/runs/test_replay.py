@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness import Tiny, base_flags, run_cli
-from test_training import confession_flags
+from whole_runs import confession_flags
 
 pytestmark = pytest.mark.e2e
 STEPS = 4
@@ -63,4 +63,4 @@ def test_with_confessions_at_coef_0_and_without_the_plugin_the_weights_are_the_s
     )
     # bf16 weights: a gradient that differs in its seventh digit moves a few of them by one rounding step.
     assert apart < 0.02 * travelled
-    assert distance(ends["stock"], ends["recorded"]) > 0.2 * travelled  # confessions do train when they may
+    assert distance(ends["stock"], ends["recorded"]) > 5 * apart  # confessions do train when they may

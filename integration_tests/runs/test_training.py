@@ -6,34 +6,15 @@ channels can be seen to learn in a few steps.
 
 from __future__ import annotations
 
-import json
 import math
+import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import HERE, CliResult, Tiny, base_flags, run_cli
+from harness import CliResult, Tiny, base_flags, run_cli
+from whole_runs import WORLDS, confession_flags, trace
 
-WORLDS = HERE / "worlds"
 pytestmark = pytest.mark.e2e
-
-
-def confession_flags(
-    tmp_path: Path, probability: float = 0.5, judge: str | Path = WORLDS / "digits_judge.py"
-) -> list[str]:
-    return [
-        *("--confession.enable", "--confession.probability", str(probability)),
-        *("--confession.judge_url", str(judge)),
-        *("--confession.plugins", str(WORLDS / "any_report.py")),
-        *("--confession.max_new_tokens", "16", "--confession.max_request_tokens", "64"),
-        *("--confession.trace_dir", str(tmp_path / "trace")),
-    ]
-
-
-def trace(tmp_path: Path) -> list[dict[str, Any]]:
-    """The confessions so far, a resumed run's last.  A run may be writing the last line of a file."""
-    files = sorted((tmp_path / "trace").glob("*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
-    return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
 
 def check(
@@ -53,6 +34,16 @@ def check(
         assert all(math.isfinite(value) for _, value in points), name
 
 
+def standard_errors(before: list[float], after: list[float]) -> float:
+    """How far the mean has risen, in standard errors of the difference (Welch's t).
+
+    A run's samples cannot be seeded, but their noise can be measured: without learning, four standard errors come by
+    chance once in thirty thousand runs; this run rises by about ten.
+    """
+    error = (statistics.variance(before) / len(before) + statistics.variance(after) / len(after)) ** 0.5
+    return (statistics.mean(after) - statistics.mean(before)) / error
+
+
 def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
     """Both channels learn, each on its own tokens; every metric of the docs is there; wandb gets them too."""
     steps = 16
@@ -66,10 +57,14 @@ def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
         *("request_rate", "honesty_mean", "honesty_std", "parsed_rate", "truncated_rate", "unscored_rate"),
         *("length_mean", "grade_mean", "judge_latency_p50_s", "judge_latency_p95_s", "distinct_rate", "policy_loss"),
     }
-    honesty, reward = result.values("train/confession/honesty_mean"), result.values("train/rollout/reward_mean")
-    assert sum(honesty[-4:]) / 4 > sum(honesty[:4]) / 4 + 0.1
-    assert sum(reward[-4:]) / 4 > sum(reward[:4]) / 4 + 0.1
-    first = trace(tmp_path)[0]
+    records = trace(tmp_path)
+    for channel in ("honesty_reward", "answer_reward"):
+        first_steps = [record[channel] for record in records if record["step"] <= 4]
+        last_steps = [record[channel] for record in records if record["step"] > steps - 4]
+        rise = standard_errors(first_steps, last_steps)
+        print(f"{channel}: {statistics.mean(first_steps):.2f} -> {statistics.mean(last_steps):.2f}, {rise:.1f} errors")
+        assert rise > 4
+    first = records[0]
     assert first["prompt"].startswith("<|im_start|>user\nWhat is") and first["request"] == "How did it go?"
     assert first["answer_reward"] is not None and first["answer"] and first["label"]
     # The host's own numbers are the answer's: 32 tokens at most, whatever a confession adds.
@@ -147,7 +142,7 @@ def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None
     assert result.values("train/rollout/num_samples") == [16.0] * 3  # for the host, as many samples as ever
 
 
-def test_probability_zero_asks_nobody(tiny: Tiny, tmp_path: Path) -> None:
+def test_probability_zero_asks_for_no_confession(tiny: Tiny, tmp_path: Path) -> None:
     result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path, 0.0))
     assert result.values("train/confession/request_rate") == [0.0, 0.0]
     assert result.values("train/confession/policy_loss") == [0.0, 0.0]
@@ -176,10 +171,10 @@ def test_a_resumed_run_continues_the_choice(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_a_dead_judge_stops_the_run_with_one_clear_line(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "silent.py").write_text(
+    (tmp_path / "gone.py").write_text(
         "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
     )
-    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "silent.py")]
+    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "gone.py")]
     flags += ["--confession.max_unscored", "0.3"]
     result = run_cli(tmp_path, *flags, expect=3)
     last = [line for line in result.output.splitlines() if line.startswith("confession: ")][-1]

@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 import torch
 from in_process import host_args
-from test_channels import batch_of
-from test_seal import ESTIMATORS, fresh_seams
+from seal_support import ESTIMATORS, REWARD_MODEL, fresh_seams, in_place
 
 from confession_plugin import session
-from confession_plugin.channels import estimate_scored
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError
-from confession_plugin.openrlhf import samples, seams
-from confession_plugin.openrlhf.check import seal, simulator
+from confession_plugin.openrlhf import samples
+from confession_plugin.openrlhf.check import compare, passes, seal
 from confession_plugin.openrlhf.check.random_rollouts import RandomRollouts, responses
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.plugins import configured
@@ -48,13 +46,12 @@ def test_the_seal_holds(estimator: str, variant: str) -> None:
 
 
 def test_a_local_reward_model_sees_each_answer_once() -> None:
-    at = ["--reward.remote_url", "", "--reward.model_name_or_path", "tiny"]
-    report = seal.check_seal(host_args(*at), NESTED)
+    report = seal.check_seal(host_args(*REWARD_MODEL), NESTED)
     assert report.holds, str(report)
 
 
 def test_an_answer_that_trains_with_every_confession_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The leak this option could have: siblings whose answers are trained, too."""
+    """The leak this option could have: extra confessions whose answers are trained, too."""
 
     class Everything(list[Any]):
         def __getitem__(self, at: Any) -> Any:
@@ -72,8 +69,8 @@ def test_an_answer_that_trains_with_every_confession_is_caught(monkeypatch: pyte
 
 
 def gradients(config: Config, responses: list[dict[str, Any]], *flags: str) -> list[dict[str, torch.Tensor]]:
-    with seal.quiet(), simulator.one_process(), session.using(config, configured(config)), seams.in_this_process():
-        return seal.one_pass(host_args(*flags), responses).trained.actor
+    with in_place(config):
+        return passes.one_pass(host_args(*flags), responses).trained.actor
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
@@ -81,18 +78,18 @@ def gradients(config: Config, responses: list[dict[str, Any]], *flags: str) -> l
 def test_three_confessions_train_as_three_samples_with_one_answer_would(estimator: str, aggregation: str) -> None:
     """A group of three equal answers with a confession each, or one answer with three confessions: the confessions'
     gradients are the same.  (Answers are left untrained: there the two differ, one answer against three.)"""
-    sketch = RandomRollouts(groups=4, samples=3, asked=(True,), samples_per_answer=3)
-    nested = responses(sketch)[::3]  # the first sample of each group, with its siblings
+    rollouts = RandomRollouts(groups=4, samples=3, asked=(True,), samples_per_answer=3)
+    nested = responses(rollouts)[::3]  # the first sample of each group, with its extra confessions
 
     def separate(response: dict[str, Any], number: int) -> dict[str, Any]:
         first: ConfessionTokens = response["confession"]
-        chosen = (replace(first, siblings=()), *first.siblings)[number]
+        chosen = (replace(first, extra=()), *first.extra)[number]
         return {**response, "confession": chosen}
 
     grouped = [separate(response, number) for response in nested for number in range(3)]
     # The host wants groups of at least two: a second sample of each prompt that confesses nothing.
-    silent = {**nested[0], "confession": ConfessionTokens(numbers={"asked": 1, "step": 1})}
-    padded = [sample for response in nested for sample in (response, silent)]
+    unheard = {**nested[0], "confession": ConfessionTokens(numbers={"asked": 1, "step": 1})}
+    padded = [sample for response in nested for sample in (response, unheard)]
     flags = ["--algo.advantage.estimator", estimator, "--actor.loss_agg_mode", aggregation]
     flags += ["--algo.kl.init_coef", "0", "--rollout.micro_batch_size", "2", "--train.micro_batch_size", "2"]
     exclusive = Config(enable=True, answer_training="exclusive")
@@ -102,51 +99,14 @@ def test_three_confessions_train_as_three_samples_with_one_answer_would(estimato
     other = gradients(exclusive.model_copy(update={"samples_per_answer": 3}), padded, *flags, *halves)
     assert len(one) == len(other) == 1  # one optimizer step each
     assert max(float(gradient.abs().max()) for gradient in one[0].values()) > 1e-4
-    assert seal.largest_change(one, other) < 1e-5
+    assert compare.largest_change(one, other) < 1e-5
 
 
 def test_a_recording_with_another_number_of_confessions_is_refused() -> None:
     config = Config(enable=True)
-    sketch = RandomRollouts(samples_per_answer=3)
+    rollouts = RandomRollouts(samples_per_answer=3)
     with pytest.raises(PluginError, match=r"3 confessions an answer.*samples_per_answer"):
         from confession_plugin.openrlhf import recording
 
         with session.using(config, configured(config)):
-            recording._check_nesting(recording._path("recorded", 1), responses(sketch))
-
-
-# ── Variance: a confession of one token about an answer of one token, whose gradient is known ──
-
-P, SIZE, GROUPS = 0.3, 4, 40_000
-
-
-def toy(nested: bool, base: float, gap: float) -> torch.Tensor:
-    """(GROUPS,) gradients of single groups of `SIZE` confessions: one a different answer, or all about one answer.
-
-    An answer is 0 or 1 with equal chance; a confession earns 0.5 * token on average, shifted by `base` for one of the
-    answers, and with the slope changed by +- `gap` from answer to answer.  d/dlogit of the mean is P (1 - P) / 2.
-    """
-    draw = torch.Generator().manual_seed(1)
-    answer = torch.randint(2, (GROUPS, 1 if nested else SIZE), generator=draw).float().expand(-1, SIZE)
-    token = (torch.rand(GROUPS, SIZE, generator=draw) < P).float()
-    noise = 0.1 * torch.randn(GROUPS, SIZE, generator=draw)
-    rewards = base * answer + (0.5 + gap * (2 * answer - 1)) * token + noise
-    batch = batch_of("rloo", rewards.reshape(-1), torch.ones(GROUPS * SIZE, dtype=torch.bool), SIZE)
-    advantages = estimate_scored(batch, batch.honesty).advantages[0].reshape(GROUPS, SIZE)
-    return (advantages * (token - P)).mean(-1)
-
-
-@pytest.mark.parametrize(
-    ("base", "gap", "ratio"), [(1.0, 0.0, (0, 0.5)), (0.0, 0.0, (0.97, 1.03)), (0.0, 0.4, (1.1, 9))]
-)
-def test_variance_beside_one_confession_an_answer(base: float, gap: float, ratio: tuple[float, float]) -> None:
-    """At equal numbers of confessions.  Both ways are unbiased.  Where answers differ in how well their confessions
-    score, the nested baseline takes that difference out; where they do not, it changes nothing; where they differ in
-    what a confession should say, fewer different answers cost variance."""
-    truth = P * (1 - P) / 2
-    across, nested = toy(False, base, gap), toy(True, base, gap)
-    for gradient in (across, nested):
-        assert abs(float(gradient.mean()) - truth) < 4 * float(gradient.std()) / GROUPS**0.5
-    found = float(nested.var() / across.var())
-    print(f"variance of nested to across-answers gradients, base {base:g}, gap {gap:g}: {found:.2f}")
-    assert ratio[0] < found < ratio[1]
+            recording._check_nesting(recording._path("recorded", 1), responses(rollouts))

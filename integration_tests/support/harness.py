@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -60,13 +61,13 @@ class Tiny:
     """``reward_func``: the share of digits in the answer; a random model learns it in a few steps."""
 
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _STRICT_CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
-    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}{% endfor %}" + _CHAT_TEMPLATE
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}{% endfor %}" + CHAT_TEMPLATE
 )
 
 
@@ -85,11 +86,30 @@ def build_tiny(folder: Path) -> Tiny:
     )
     tiny.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.eval_prompts.write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
-    _build_model(tiny, [row["input"] + " " + row["label"] for row in rows])
+    texts = [row["input"] + " " + row["label"] for row in rows]
+    build_model(tiny.model, texts)
+    build_model(tiny.strict_model, texts, chat_template=_STRICT_CHAT_TEMPLATE)
+    build_model(tiny.plain_model, texts, chat_template=None)
     return tiny
 
 
-def _build_model(tiny: Tiny, texts: list[str]) -> None:
+def build_model(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    chat_template: str | None = CHAT_TEMPLATE,
+    vocab_size: int = 384,
+    max_tokens: int = 4096,
+) -> Any:
+    """A random two-layer Qwen2 and a tokenizer trained on `texts`, written to ``folder``; the same every time.
+
+    Args:
+        vocab_size: of the tokenizer at most, and of the model exactly.
+        max_tokens: the model's context.
+
+    Returns:
+        The tokenizer.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -98,26 +118,24 @@ def _build_model(tiny: Tiny, texts: list[str]) -> None:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=384,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator([*texts, "user\n", "assistant\n", "system\n"], trainer)
-    templates = {tiny.model: _CHAT_TEMPLATE, tiny.strict_model: _STRICT_CHAT_TEMPLATE, tiny.plain_model: None}
-    for folder, chat_template in templates.items():
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=chat_template
-        )
-        tokenizer.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=chat_template
+    )
+    tokenizer.save_pretrained(folder)
     config = Qwen2Config(
-        vocab_size=384,
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=4096,
+        max_position_embeddings=max_tokens,
         tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -128,8 +146,8 @@ def _build_model(tiny: Tiny, texts: list[str]) -> None:
         model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    for folder in templates:
-        model.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return tokenizer
 
 
 def base_flags(tiny: Tiny, tmp_path: Path, *, steps: int = 4, model: Path | None = None) -> list[str]:
@@ -175,7 +193,7 @@ class CliResult:
             raise AssertionError(f"no scalar {name!r}; there are: {', '.join(sorted(self.scalars))}")
         return [value for _, value in self.scalars[name]]
 
-    def tail(self, lines: int = 60) -> str:
+    def last_lines(self, lines: int = 60) -> str:
         """The end of the output."""
         return "\n".join(self.output.splitlines()[-lines:])
 
@@ -234,10 +252,23 @@ def run_cli(
         seconds=time.monotonic() - started,
     )
     if returncode is None:
-        raise AssertionError(f"no end within {timeout:.0f} s\n{result.tail()}")
+        raise AssertionError(f"no end within {timeout:.0f} s\n{result.last_lines()}")
     if expect is not None and returncode != expect:
-        raise AssertionError(f"exit status {returncode}, expected {expect}\n{result.tail()}")
+        raise AssertionError(f"exit status {returncode}, expected {expect}\n{result.last_lines()}")
     return result
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120) -> None:
+    """Return as soon as the condition holds.  The limit is for what never comes, not for what is slow.
+
+    Raises:
+        AssertionError: it did not hold in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {condition}")
+        time.sleep(0.05)
 
 
 def end_processes(run_id: str) -> None:

@@ -6,6 +6,8 @@ Import this before anything of OpenRLHF.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,11 @@ if not torch.cuda.is_available():
         os.environ.setdefault(_name, _value)
     install_cpu_stand_ins()
 
+from confession_plugin import patching
 from confession_plugin.openrlhf import host_flags
+
+#: Every advantage estimator of the host.
+ESTIMATORS = ("gae", "reinforce", "rloo", "reinforce_baseline", "group_norm", "dr_grpo", "flash_reinforce")
 
 BASE = [
     *("--actor.model_name_or_path", "tiny", "--reward.remote_url", "reward.py", "--data.max_len", "64"),
@@ -32,3 +38,13 @@ BASE = [
 def host_args(*flags: str) -> Any:
     """The host's parsed flags of a small run; later flags win."""
     return host_flags.parse([*BASE, *flags])
+
+
+@contextmanager
+def fresh_seams() -> Iterator[None]:
+    """Seams resolve their replacement once; one that a test changes must be looked up again, and forgotten after."""
+    patching.replacement_of.cache_clear()
+    try:
+        yield
+    finally:
+        patching.replacement_of.cache_clear()

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -94,9 +95,15 @@ def error(status: int, message: str = "broken", **headers: str) -> Answer:
 class JudgeServer:
     """Serves in a thread of its own; `behave` is an async function from a `Call` to an `Answer`."""
 
-    def __init__(self, behave: Callable[[Call], Awaitable[Answer]] | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        behave: Callable[[Call], Awaitable[Answer]] | None = None,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.behave = behave or _judge_all_honest
         self.port = port
+        self.tls = tls
         self.calls: list[Call] = []
         self.in_flight = self.most_in_flight = self.open = self.opened = 0
 
@@ -116,11 +123,11 @@ class JudgeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/v1"
 
     async def _start(self) -> asyncio.Server:
         self._tasks: set[asyncio.Task[Any]] = set()
-        return await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096, limit=2**24)
+        return await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096, limit=2**24, ssl=self.tls)
 
     async def _stop(self) -> None:
         self._server.close()
@@ -145,7 +152,11 @@ class JudgeServer:
             writer.close()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        first = await reader.readexactly(1)
+        if first == b"\x16":  # TLS to a server that speaks none
+            writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            return False
+        head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         call = Call(head[0].split()[1], headers, raw, len(self.calls))
@@ -194,7 +205,7 @@ class JudgeProcess:
     """The server as a process of its own: it can be killed, and started again on its port."""
 
     def __init__(self) -> None:
-        self.port = _quiet_port()
+        self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> JudgeProcess:
@@ -217,8 +228,8 @@ class JudgeProcess:
         self._process.wait()
 
 
-def _quiet_port() -> int:
-    """A free port that stays free while nobody listens: the kernel gives outgoing connections higher ones."""
+def _free_port() -> int:
+    """A free port that stays free while nothing listens: the kernel gives outgoing connections higher ones."""
     for port in range(21_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as candidate, contextlib.suppress(OSError):
             candidate.bind(("127.0.0.1", port))

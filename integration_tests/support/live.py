@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import HERE, Tiny, base_flags, build_tiny, run_cli
+from whole_runs import confession_flags
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 STOPS = 0.1  # the warm start's chance of ending after a character
@@ -134,18 +135,7 @@ def read_answers(log: Path) -> list[Answer]:
 
 def confessing(folder: Path, *, coef: float) -> list[str]:
     """Half of the groups confess, about anything; the judge likes digits, too."""
-    worlds = HERE / "worlds"
-    return [
-        *("--confession.enable", "--confession.probability", "0.5", "--confession.coef", str(coef)),
-        *(
-            "--confession.judge_url",
-            str(worlds / "digits_judge.py"),
-            "--confession.plugins",
-            str(worlds / "any_report.py"),
-        ),
-        *("--confession.max_new_tokens", "16", "--confession.max_request_tokens", "64"),
-        *("--confession.trace_dir", str(folder / "trace")),
-    ]
+    return [*confession_flags(folder), "--confession.coef", str(coef)]
 
 
 @dataclass(frozen=True)

@@ -281,3 +281,40 @@ def test_every_outcome_is_the_hosts_on_the_scored_members(estimator: str, mask: 
     if estimator in shrunk:
         assert exact == pytest.approx(shrunk[estimator] * TRUE_GRADIENT, rel=1e-5)
     assert filled != pytest.approx(exact, rel=0.05)  # a reward of 0 for a missing score fails all of this
+
+
+# ── Variance of several confessions about one answer, of one token each, whose gradient is known ──
+
+MANY = 40_000
+
+
+def toy(nested: bool, base: float, gap: float) -> torch.Tensor:
+    """(MANY,) gradients of single groups of `SIZE` confessions: one a different answer, or all about one answer.
+
+    An answer is 0 or 1 with equal chance; a confession earns 0.5 * token on average, shifted by `base` for one of the
+    answers, and with the slope changed by +- `gap` from answer to answer.  d/dlogit of the mean is P (1 - P) / 2.
+    """
+    draw = torch.Generator().manual_seed(1)
+    answer = torch.randint(2, (MANY, 1 if nested else SIZE), generator=draw).float().expand(-1, SIZE)
+    token = (torch.rand(MANY, SIZE, generator=draw) < P).float()
+    noise = 0.1 * torch.randn(MANY, SIZE, generator=draw)
+    rewards = base * answer + (0.5 + gap * (2 * answer - 1)) * token + noise
+    flat = rewards.reshape(-1)
+    advantages = ours("rloo", flat, torch.ones_like(flat, dtype=torch.bool), SIZE).reshape(-1, SIZE)
+    return (advantages * (token - P)).mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("base", "gap", "ratio"), [(1.0, 0.0, (0, 0.5)), (0.0, 0.0, (0.97, 1.03)), (0.0, 0.4, (1.1, 9))]
+)
+def test_variance_beside_one_confession_an_answer(base: float, gap: float, ratio: tuple[float, float]) -> None:
+    """At equal numbers of confessions.  Both ways are unbiased.  Where answers differ in how well their confessions
+    score, the nested baseline takes that difference out; where they do not, it changes nothing; where they differ in
+    what a confession should say, fewer different answers cost variance."""
+    truth = P * (1 - P) / 2
+    across, nested = toy(False, base, gap), toy(True, base, gap)
+    for gradient in (across, nested):
+        assert abs(float(gradient.mean()) - truth) < 4 * float(gradient.std()) / MANY**0.5
+    found = float(nested.var() / across.var())
+    print(f"variance of nested to across-answers gradients, base {base:g}, gap {gap:g}: {found:.2f}")
+    assert ratio[0] < found < ratio[1]

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from honesty import channel_of, host_baseline
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import host_args
 
-from confession_plugin.channels import HonestyChannel, Spans, TokenValues, estimate_scored, keep
-from confession_plugin.openrlhf.advantages import known_estimator
+from confession_plugin.channels import Spans, TokenValues, estimate_scored, keep
 
 
 @st.composite
@@ -55,44 +54,6 @@ def test_keep_stops_nan_and_gradients() -> None:
     assert kept.tolist() == [1.0, 0.0, 0.0]
     kept.sum().backward()
     assert values.grad is not None and values.grad.tolist() == [1.0, 0.0, 0.0]
-
-
-def host_baseline(estimator: str, rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """(N,) what the host's own code makes of these rewards (one token a sample, no KL)."""
-    from types import SimpleNamespace
-
-    from openrlhf.trainer.ppo_utils.experience import Experience
-    from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-
-    args = host_args("--algo.advantage.estimator", estimator)
-    args.rollout.n_samples_per_prompt = group_size
-    maker = RemoteExperienceMaker(
-        None, None, None, None, SimpleNamespace(value=0.0), SimpleNamespace(args=args), SimpleNamespace(pad_token_id=0)
-    )
-    count = len(rewards)
-    experience = Experience(
-        action_mask=torch.ones(count, 1),
-        rewards=rewards.clone(),
-        kl=torch.zeros(count, 1),
-        values=torch.zeros(count, 1),
-        response_length=torch.ones(count),
-        truncated=torch.zeros(count),
-        index=list(range(count)),
-    )
-    maker.compute_advantages_and_returns([experience])
-    return experience.advantages.squeeze(-1)
-
-
-def channel_of(estimator: str, rewards: torch.Tensor, scored: torch.Tensor, group_size: int) -> HonestyChannel:
-    masks = [scored.unsqueeze(-1)]
-
-    def estimate(rewards: torch.Tensor, rows: torch.Tensor, size: int) -> TokenValues:
-        values = torch.zeros(len(rewards), 1)
-        values[rows, 0] = host_baseline(estimator, rewards[rows], size)
-        values = keep(values, masks[0])
-        return TokenValues([values], [values])
-
-    return HonestyChannel(rewards, scored, masks, group_size, known_estimator(estimator), estimate)
 
 
 SCORED = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)

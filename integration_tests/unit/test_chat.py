@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from harness import Tiny
 from transformers import AutoTokenizer
 
 from confession_plugin import Request
-from confession_plugin.chat import _say_fallback_once, request_token_ids, turn_change
+from confession_plugin.chat import request_token_ids, turn_change
 
 REQUEST = Request(text="Report on your answer.\nBe honest.")
 
@@ -47,20 +48,27 @@ def test_a_truncated_answer_gets_its_turn_ending(tokenizer: Any) -> None:
     assert tokenizer.decode(answered + ids).startswith("<|im_start|>assistant\n1234<|im_end|>\n<|im_start|>system\n")
 
 
-def test_another_end_token_is_kept_and_the_turn_still_ends(tokenizer: Any) -> None:
+def test_a_base_models_end_token_ends_the_turn(tokenizer: Any) -> None:
     answered = ids_of(tokenizer, "<|im_start|>assistant\n7<|endoftext|>")
     ids = request_token_ids(tokenizer, REQUEST, answered, chat=True)
-    assert tokenizer.decode(answered + ids).startswith("<|im_start|>assistant\n7<|endoftext|><|im_end|>\n")
+    assert tokenizer.decode(answered + ids).startswith("<|im_start|>assistant\n7<|endoftext|>\n<|im_start|>system\n")
 
 
-def test_a_template_that_refuses_a_late_system_message(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = load(tiny.strict_model)
-    _say_fallback_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            between = turn_change(tokenizer, REQUEST)
-    assert between.startswith("<|im_end|>\n<|im_start|>user\nReport on your answer.")
-    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1  # said once
+def test_the_models_own_end_tokens_are_known(tiny: Tiny, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.model, folder)
+    written = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    written["eos_token_id"] = [written["eos_token_id"], ord("!")]
+    (folder / "generation_config.json").write_text(json.dumps(written), encoding="utf-8")
+    tokenizer = load(folder)
+    ids = request_token_ids(tokenizer, REQUEST, [*ids_of(tokenizer, "<|im_start|>assistant\n7"), ord("!")], chat=True)
+    assert tokenizer.decode(ids).startswith("\n<|im_start|>system\n")
+
+
+def test_a_template_that_refuses_a_late_system_message(tiny: Tiny) -> None:
+    change = turn_change(load(tiny.strict_model))
+    assert change.role == "user"
+    assert change.text(REQUEST.text).startswith("<|im_end|>\n<|im_start|>user\nReport on your answer.")
 
 
 HOISTING = (
@@ -75,13 +83,13 @@ DROPPING = (
 @pytest.mark.parametrize("template", [HOISTING, DROPPING], ids=["hoisted to the front", "dropped"])
 def test_a_template_that_moves_or_drops_a_late_system_message(tokenizer: Any, template: str) -> None:
     tokenizer.chat_template = template
-    assert turn_change(tokenizer, REQUEST) == "[user]Report on your answer.\nBe honest."
+    assert turn_change(tokenizer).text(REQUEST.text) == "[user]Report on your answer.\nBe honest."
 
 
 def test_a_template_that_takes_nothing_after_an_answer(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ValueError, match="request_format plain"):
-        turn_change(tokenizer, REQUEST)
+        turn_change(tokenizer)
 
 
 def test_a_template_that_drops_earlier_reasoning_does_not_touch_the_answer(tokenizer: Any) -> None:

@@ -249,7 +249,7 @@ def test_the_numbers_of_a_batch_are_those_of_its_confessions() -> None:
     assert stats.asked == (True, True, True) and stats.scored == (True, True, False)
     assert stats.reward[:2] == (0.5, 0.0) and stats.reward[2] != stats.reward[2]
     assert stats.ratings == ({"honest": 0.5}, {"readable": 0.0}, {}) and stats.unscored == ("", "", "aborted")
-    assert stats.problem[0] == "" and stats.problem[1].startswith("unparsable: ") and stats.problem[2] == ""
+    assert stats.problem[0] == "" and stats.problem[1].startswith("no_json: ") and stats.problem[2] == ""
     assert stats.unreadable == ("", "junk", "") and stats.extra == ({"violation": 1.0},) * 3
     assert stats.label == ("7",) * 3 and stats.answer_reward == (0.1, 0.2, 0.3)
 

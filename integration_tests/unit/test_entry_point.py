@@ -1,7 +1,8 @@
-"""The door: flags, errors before anything starts, ``--help``, and the stock run untouched."""
+"""The entry points: flags, errors before anything starts, ``--help``, and the stock run untouched."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -11,23 +12,26 @@ from typing import Any
 import pytest
 from harness import Tiny, base_flags, run_cli
 
-from confession_plugin.config import ENV_VAR, Config, flag_table, format_help, parse_config, split_argv
+from confession_plugin.command_line import flag_table, format_help, split_argv
+from confession_plugin.config import ENV_VAR, HIDDEN, Config, parse_config
 from confession_plugin.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-DOOR = "confession_plugin.train_ppo_ray"
+MODULE = "confession_plugin.train_ppo_ray"
 
 
-def door(*flags: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
+def command(
+    *flags: str, cwd: Path, env: dict[str, str] | None = None, module: str = MODULE
+) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which sees no Ray cluster of this machine."""
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": str(cwd)}
     return subprocess.run(
-        [sys.executable, "-m", DOOR, *flags],
+        [sys.executable, "-m", module, *flags],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
+        env={**alone, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -53,13 +57,34 @@ def folder(tmp_path: Path) -> Path:
             "--confession.probabilty 0.5",
             r"unknown flag --confession.probabilty; did you mean --confession.probability",
         ),
-        ("--confession.xyz", r"unknown flag --confession.xyz; --help lists all flags"),
+        ("--confession.xyz", r"unknown flag --confession.xyz; --confession.help lists all flags"),
         ("--confession.answer_training both", r"answer_training: \"both\" .*give one of dual, exclusive"),
-        ("--confession.max_new_tokens 0", r"max_new_tokens: \"0\" .*a number at least 1"),
+        ("--confession.max_new_tokens 0", r"max_new_tokens: \"0\" .*a whole number in \[1, 10000000\]"),
         ("--confession.max_new_tokens", r"max_new_tokens takes one value, got 0"),
         ("--confession.skip_probe yes", r"--confession.skip_probe takes no value, got 'yes'"),
-        ("--confession.seed 1 --confession.seed 2", r"--confession.seed is given twice"),
-        ("--confession.judge_weights 1,1", r"judge_weights"),
+        ("--confession.max_new_tokens 1e3", r"max_new_tokens: \"1e3\" .*give a whole number in"),
+        ("--confession.seed 1.5", r"--confession.seed: \"1.5\" .*give a whole number"),
+        ("--confession.coef inf", r"--confession.coef: \"inf\" .*give a number in \[0, 1000000\]"),
+        ("--confession.coef nan", r"--confession.coef: \"nan\" .*give a number in"),
+        ("--confession.judge_timeout inf", r"judge_timeout: \"inf\" .*greater than 0 and at most 86400"),
+        ("--confession.trace_max_mb inf", r"trace_max_mb: \"inf\" .*greater than 0"),
+        ("--confession.judge_retries 99999999", r"judge_retries: \"99999999\" .*a whole number in \[0, 100\]"),
+        ("--confession.judge_concurrency 9999999999", r"judge_concurrency: .*a whole number in \[1, 65536\]"),
+        ("--confession.judge_weights 1,1", r"judge_weights: \"1,1\" .*three numbers >= 0 with a positive sum"),
+        ("--confession.judge_weights 1,1,nan", r"judge_weights: .*three numbers >= 0 with a positive sum"),
+        ("--confession.judge_weights 1,1,inf", r"judge_weights: .*three numbers >= 0 with a positive sum"),
+        ("--confession.judge_weights 1,1,x", r"judge_weights: .*three numbers >= 0 with a positive sum"),
+        ("--confession_enable", r"unknown flag --confession_enable; did you mean --confession.enable\?"),
+        ("--confession.judge-url judge.py", r"unknown flag --confession.judge-url; did you mean .*judge_url\?"),
+        ("--confession-judge-url=judge.py", r"unknown flag --confession-judge-url; did you mean .*judge_url\?"),
+        ("\u2013confession.coef 2", r"unknown flag \u2013confession.coef; did you mean --confession.coef\?"),
+        ("--Confession.Coef 2", r"unknown flag --Confession.Coef; did you mean --confession.coef\?"),
+        ("--confession coef 2", r"unknown flag --confession; did you mean --confession.enable\?"),
+        (
+            "--confession.block judge --confession.judge_url judge.py",
+            r"block judge, beside .*judge_url, leaves no",
+        ),
+        ("--confession.block inject,separate", r"block inject,separate leaves nothing that decides"),
         ("--confession.judge_weights 0,0,0", r"three numbers >= 0 with a positive sum"),
         ("", r"no honesty judge; give --confession.judge_url"),
         ("--confession.judge_url missing.py", r"judge_url: no file at .*missing.py"),
@@ -101,7 +126,7 @@ def test_bad_flags_are_one_line_and_exit_2(
 
 
 def test_a_bad_flag_is_found_at_once(tmp_path: Path) -> None:
-    result = door("--confession.enable", "--confession.probability", "2", cwd=tmp_path)
+    result = command("--confession.enable", "--confession.probability", "2", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("confession: --confession.probability")
     assert "Traceback" not in result.stderr + result.stdout
@@ -112,23 +137,23 @@ def fake_host(folder: Path, version: str) -> dict[str, str]:
     info = folder / f"openrlhf-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: openrlhf\nVersion: {version}\n")
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
 def test_an_untested_host_version(folder: Path) -> None:
     env = fake_host(folder, "0.99.0")
     flags = ("--confession.enable", "--confession.judge_url", "judge.py")
-    result = door(*flags, cwd=folder, env=env)
+    result = command(*flags, cwd=folder, env=env)
     assert result.returncode == 2
     line = result.stderr.strip().splitlines()[-1]
     assert "OpenRLHF 0.99.0 is untested" in line and "--confession.untested_host" in line
     # With the flag it goes on to the host's own parser, which misses its flags.
-    result = door(*flags, "--confession.untested_host", "--no.such.host.flag", cwd=folder, env=env)
+    result = command(*flags, "--confession.untested_host", "--no.such.host.flag", cwd=folder, env=env)
     assert result.returncode == 2 and "unrecognized arguments: --no.such.host.flag" in result.stderr
 
 
 def test_the_hosts_own_errors_stay_the_hosts(folder: Path) -> None:
-    result = door("--data.max_len", "many", cwd=folder)
+    result = command("--data.max_len", "many", cwd=folder)
     assert result.returncode == 2
     assert "argument --data.max_len: invalid int value: 'many'" in result.stderr
 
@@ -137,14 +162,14 @@ def test_the_hosts_own_errors_stay_the_hosts(folder: Path) -> None:
     ("flags", "message"),
     [
         (["--data.max_images_per_prompt", "2"], r"--data.max_images_per_prompt: .*images are not supported"),
-        (["--data.max_len", "4000"], r"= 4064 tokens, but the model has 4096|positions; lower one"),
+        (["--data.max_len", "4000"], r"= 5224 tokens, but the model has 4096 positions; lower one"),
         (["--vllm.num_engines", "0"], r"--vllm.num_engines"),
     ],
     ids=["images", "context", "no engine"],
 )
 def test_combinations_with_the_hosts_flags(folder: Path, tiny: Tiny, flags: list[str], message: str) -> None:
     ours = ["--confession.enable", "--confession.judge_url", "judge.py", "--confession.max_new_tokens", "200"]
-    result = door(*base_flags(tiny, folder), *flags, *ours, cwd=folder)
+    result = command(*base_flags(tiny, folder), *flags, *ours, cwd=folder)
     assert result.returncode == 2, result.stdout + result.stderr
     assert re.search(message, result.stderr.strip().splitlines()[-1])
     assert "Started a local Ray instance" not in result.stderr
@@ -153,13 +178,13 @@ def test_combinations_with_the_hosts_flags(folder: Path, tiny: Tiny, flags: list
 # ── Help, and one typed place for all flags ──
 
 
-def test_help_shows_ours_then_theirs(tmp_path: Path) -> None:
-    result = door("--help", cwd=tmp_path)
+def test_help_shows_theirs_then_ours(tmp_path: Path) -> None:
+    result = command("--help", cwd=tmp_path)
     assert result.returncode == 0
     ours, theirs = result.stdout.find("--confession.probability X"), result.stdout.find("--algo.advantage.estimator")
-    assert 0 <= ours < theirs
+    assert 0 <= theirs < ours
     for name in Config.model_fields:
-        assert name == "extra" or f"--confession.{name}" in result.stdout
+        assert name in HIDDEN or f"--confession.{name}" in result.stdout
 
 
 def test_every_flag_has_help() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +14,9 @@ import in_process  # noqa: F401  (before anything of the host)
 import numpy as np
 import pytest
 import torch
+from engine import CONFIG, MAX_LEN, Engine, params, single_turn
 from harness import Tiny
-from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor, SingleTurnAgentExecutor
+from openrlhf.utils.agent import AgentInstanceBase, MultiTurnAgentExecutor
 
 from confession_plugin import Parsed, Request, Unscored, Verdict, hookimpl, session
 from confession_plugin.config import Config
@@ -25,48 +26,7 @@ from confession_plugin.openrlhf.executor import ConfessingExecutor, ConfessionTo
 from confession_plugin.openrlhf.ticket import Ticket, asking
 from confession_plugin.plugins import PluginManager, configured
 
-MAX_LEN = 96
 PROMPT = "<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
-CONFIG = Config(enable=True, max_new_tokens=12, max_request_tokens=80, request_format="chat")
-
-
-class Engine:
-    """The host's rollout actor (its class, outside Ray) with its vLLM engine, and the loop both live on."""
-
-    def __init__(self, tiny: Tiny) -> None:
-        from openrlhf.trainer.ray.vllm_engine import RolloutRayActor
-
-        self.loop = asyncio.new_event_loop()
-        self.tiny = tiny
-        host_class = RolloutRayActor.__ray_metadata__.modified_class
-        self.actor = host_class.__new__(host_class)
-        self.run(
-            self.actor.__init__(
-                model=str(tiny.model),
-                num_gpus=1,
-                enforce_eager=True,
-                worker_extension_cls="openrlhf.trainer.ray.vllm_worker_wrap.WorkerWrap",
-                distributed_executor_backend="uni",
-                max_model_len=MAX_LEN + CONFIG.context_tokens,
-                dtype="bfloat16",
-                gpu_memory_utilization=0.1,
-                logprobs_mode="processed_logprobs",
-                max_logprobs=1,
-                seed=1,
-            )
-        )
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self.loop.run_until_complete(work)
-
-    def close(self) -> None:
-        self.actor.llm.shutdown()
-        pending = asyncio.all_tasks(self.loop)
-        for task in pending:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -115,14 +75,6 @@ def plugins_with(world: Any, config: Config = CONFIG) -> PluginManager:
     return manager
 
 
-def params(**changes: Any) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        **{"max_tokens": 16, "min_tokens": 1, "logprobs": 1, "skip_special_tokens": False, **changes}
-    )
-
-
 def execute(
     engine: Engine,
     executor: Any,
@@ -154,10 +106,6 @@ def execute(
 
     responses = engine.run(work())
     return responses[0] if samples == 1 else responses
-
-
-def single_turn(engine: Engine) -> Any:
-    return SingleTurnAgentExecutor(str(engine.tiny.reward))
 
 
 def confessing(inner: Any, world: Any = None, config: Config = CONFIG) -> ConfessingExecutor:
@@ -263,7 +211,7 @@ def test_records_tell_the_whole_story(engine: Engine, tokenizer: Any) -> None:
     assert record.verdict.latency_s > 0
 
 
-@pytest.mark.parametrize("name", ["truncated", "empty", "unparsable"])
+@pytest.mark.parametrize("name", ["truncated", "empty", "no_json"])
 def test_an_unreadable_confession_earns_the_lowest_reward(engine: Engine, tokenizer: Any, name: str) -> None:
     """It is the policy's doing: scored, so that it is unlearnt; the judge is not called."""
 
@@ -280,7 +228,7 @@ def test_an_unreadable_confession_earns_the_lowest_reward(engine: Engine, tokeni
     sampling = {
         "truncated": params(),
         "empty": params(allowed_token_ids=[eos]),
-        "unparsable": params(allowed_token_ids=[eos, *tokenizer("7", add_special_tokens=False)["input_ids"]]),
+        "no_json": params(allowed_token_ids=[eos, *tokenizer("7", add_special_tokens=False)["input_ids"]]),
     }[name]
     tokens = execute(engine, confessing(single_turn(engine), world), tokenizer, sampling=sampling)["confession"]
     (record,) = world.records
@@ -396,7 +344,7 @@ def test_a_reward_that_is_no_number_stops_the_run(engine: Engine, tokenizer: Any
         execute(engine, confessing(single_turn(engine), Nan()), tokenizer)
 
 
-def test_too_much_silence_stops_the_run(engine: Engine, tokenizer: Any) -> None:
+def test_too_many_missing_scores_stop_the_run(engine: Engine, tokenizer: Any) -> None:
     config = CONFIG.model_copy(update={"max_unscored": 0.02})  # more than one of 64
 
     def silent() -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import in_process  # noqa: F401  (before anything of the host)
 import pytest
+from harness import wait_until
 from in_process import host_args
 
 STATUS = {"confession/request_rate": 0.25, "confession/honesty_mean": 0.5, "generated_samples": ["text", 1.0]}
@@ -25,8 +25,4 @@ def test_wandb_gets_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     logger.close()
     (file,) = tmp_path.rglob("*.wandb")
     wanted = [b"train/confession/request_rate", b"train/confession/honesty_mean"]
-    for _ in range(100):  # wandb's own process writes the file
-        if all(name in file.read_bytes() for name in wanted):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{wanted} not in {file}")
+    wait_until(lambda: all(name in file.read_bytes() for name in wanted))  # wandb's own process writes the file

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pickle
 import time
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from template_zoo import real_tokenizers
 
 from confession_hooks import inject
-from confession_plugin.config import Config
-from confession_plugin.report import Compliance, Report, ReportError, extract_report, json_objects, strip_reasoning
+from confession_plugin.report import (
+    Compliance,
+    Report,
+    ReportError,
+    Unreadable,
+    extract_report,
+    json_objects,
+    parse_report,
+    problem_kind,
+)
 
 
 def report(compliance: str = "fully_complied", grade: Any = 7, **fields: Any) -> dict[str, Any]:
@@ -139,25 +151,17 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
-@pytest.mark.parametrize("copies", [1, 4])
-def test_a_bomb_takes_little_time(bomb: str, copies: int) -> None:
-    """100 kB and 400 kB (measured: at most 0.06 s and 0.2 s; the limit leaves room for a busy machine)."""
-    started = time.process_time()
-    with pytest.raises(ReportError):
-        extract_report(bomb * copies)
-    assert time.process_time() - started < 2.0 * copies
+def test_time_grows_with_the_text_and_not_with_its_square(bomb: str) -> None:
+    """50 kB against 400 kB: linear work takes 8 times as long, quadratic work 64 times."""
 
-
-def test_time_grows_with_the_text_and_not_with_its_square() -> None:
-    def seconds(size: int) -> float:
+    def seconds(text: str) -> float:
         started = time.process_time()
-        list(json_objects('{"a":x' * size))
+        with pytest.raises(ReportError):
+            extract_report(text)
         return time.process_time() - started
 
-    small = min(seconds(4_000) for _ in range(3))
-    assert (
-        min(seconds(32_000) for _ in range(3)) < 64 * small
-    )  # linear work counts newlines: 8 to 30 times in practice
+    small = min(seconds(bomb[: len(bomb) // 2]) for _ in range(3))
+    assert min(seconds(bomb * 4) for _ in range(2)) < 30 * max(small, 1e-3)
 
 
 @given(st.text())
@@ -174,26 +178,105 @@ def test_prose_around_a_report_does_not_hide_it(before: str, after: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "visible"),
+    ("text", "problem"),
     [
-        ("plain", "plain"),
-        ("  kept as it is\n", "  kept as it is\n"),
-        ("<think>a</think>b", "b"),
-        ("a</think>b", "b"),
-        ("<think>a", ""),
-        ("one <think>a</think> two <think>b</think> three", "one  two  three"),
-        ("a</think>b</think>c", "b</think>c"),
-        ("<think>a<think>b</think>c", "c"),
-        ("x <thinking>a</thinking> y", "x  y"),
+        ("", "empty"),
+        (" \n", "empty"),
+        ("<think>I wonder", "only_reasoning: nothing but reasoning"),
+        (f"<think>First a draft: {GOOD} Hmm, that is false, let me", "only_reasoning: nothing but reasoning"),
+        ("All is well.", "no_json: no JSON object with the fields"),
+        (GOOD[:-20], "invalid_json: not valid JSON: "),
+        (json.dumps(report(grade=8)), "schema: overall_compliance_grade: "),
+        ('{"compliance_analysis": []}', "schema: compliance_analysis: "),
     ],
 )
-def test_strip_reasoning(text: str, visible: str) -> None:
-    assert strip_reasoning(text) == visible
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_problem_says_its_kind_and_its_reason(text: str, problem: str, truncated: bool) -> None:
+    found = parse_report(text, truncated=truncated)
+    assert found.report is None and found.problem is not None
+    kind, _, reason = problem.partition(": ")
+    assert problem_kind(found.problem) is (Unreadable.TRUNCATED if truncated else Unreadable(kind))
+    assert reason in found.problem and "\n" not in found.problem
 
 
-def test_the_request_describes_the_whole_schema_and_stays_short() -> None:
-    inject.confession_configure(Config())
-    text = inject.confession_request(rollout=None).text  # type: ignore[arg-type]
-    for name in (*get_args(Compliance), "objective", "analysis", *list(Report.model_fields)[:3]):
-        assert name in text
-    assert len(text.split()) < 350
+def test_a_cut_off_report_keeps_the_parsers_reason() -> None:
+    text = json.dumps(report(grade=8)) + ' and then {"compliance'
+    assert parse_report(text, truncated=True).problem == (
+        "truncated: overall_compliance_grade: Input should be less than or equal to 7, not 8"
+    )
+    assert parse_report(GOOD + "and then", truncated=True).grade == 7  # it was whole before the cut
+
+
+def test_an_empty_text_that_had_reasoning() -> None:
+    assert parse_report("", reasoned=True).problem == "only_reasoning: nothing but reasoning"
+    assert parse_report("", reasoned=True, truncated=True).problem == "truncated: nothing but reasoning"
+
+
+@pytest.mark.parametrize("problem", ["unparsable: I could not", "no admission", "7"])
+def test_another_parsers_problem_is_counted_too(problem: str) -> None:
+    assert problem_kind(problem) is Unreadable.OTHER
+
+
+def test_every_kind_is_documented() -> None:
+    source = inspect.getsource(Unreadable)
+    for kind in Unreadable:
+        assert f'{kind.name} = "{kind.value}"\n    """' in source
+        assert problem_kind(kind.value) is kind
+
+
+def test_an_error_survives_the_way_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(ReportError("no text", Unreadable.EMPTY)))
+    assert (str(error), error.kind) == ("no text", Unreadable.EMPTY)
+
+
+PROMPTS = Path(inject.__file__).parent / "prompts"
+REQUESTS = {name: (PROMPTS / name).read_text().strip() for name in ("request.txt", "request_compact.txt")}
+
+
+def test_the_request_describes_the_whole_schema() -> None:
+    for name in get_args(Compliance):
+        assert name in REQUESTS["request.txt"]
+    for text in REQUESTS.values():
+        for name in ("objective", "analysis", *list(Report.model_fields)[:3]):
+            assert name in text
+
+
+@pytest.mark.parametrize(("name", "most"), [("request.txt", 350), ("request_compact.txt", 100)])
+def test_the_request_is_short_under_real_tokenizers(name: str, most: int) -> None:
+    counts = {tokenizer: count(REQUESTS[name]) for tokenizer, count in real_tokenizers().items()}
+    assert len(counts) == 3 and max(counts.values()) <= most, counts
+
+
+def test_the_request_shows_one_valid_report() -> None:
+    shown = list(json_objects(REQUESTS["request.txt"]))
+    assert len(shown) == 1
+    example = Report.model_validate(shown[0])
+    # By its own rules: a gap that the answer does not report.
+    assert (example.compliance_analysis[0].compliance, example.overall_compliance_grade) == (
+        "not_complied_not_reported",
+        3,
+    )
+
+
+def test_a_copy_of_the_example_is_no_report() -> None:
+    request = REQUESTS["request.txt"]
+    example = next(json_objects(request))
+    copies = [
+        json.dumps(example),
+        json.dumps({**example, "overall_compliance_grade": 7}),
+        json.dumps(
+            {**report(), "compliance_analysis": report()["compliance_analysis"] + example["compliance_analysis"]}
+        ),
+        json.dumps(example).replace("Names two rivers", "names  TWO rivers."),
+    ]
+    for copy in copies:
+        assert parse_report(copy).report is not None  # valid but for where it comes from
+        found = parse_report(copy, request=request)
+        assert (
+            found.report is None
+            and found.problem == "example: 'names two rivers' is copied from the request's example"
+        )
+    assert parse_report(GOOD, request=request).report is not None
+    assert parse_report(GOOD, request="A request without an example.").report is not None
+    own = json.dumps(example).replace("Only the Rhine", "Rhine and Elbe")
+    assert parse_report(own, request=request).report is not None

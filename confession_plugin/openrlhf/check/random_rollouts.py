@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from confession_plugin.openrlhf.check.simulator import VOCABULARY
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.sample_stats import Value
+
+RewardOf = Callable[[int, int], float]
+"""(sample, group) -> reward, where both are any whole numbers that tell samples and groups apart."""
+
+#: Rewards as graders and judges give them: on few values, often equal, sometimes negative; and rewards far off.
+REWARDS: Mapping[str, RewardOf] = {
+    "zero or one": lambda sample, group: float(_mixed(sample) % 2),
+    "thirds": lambda sample, group: _mixed(sample) % 4 / 3,
+    "ninths": lambda sample, group: _mixed(sample) % 10 / 9,
+    "negative": lambda sample, group: -1.0 - _mixed(sample) % 3,
+    "equal within a group": lambda sample, group: float(_mixed(group) % 2),
+    "all zero": lambda sample, group: 0.0,
+    "huge": lambda sample, group: (-1.0) ** _mixed(sample) * 1e6,
+}
+
+
+def _mixed(number: int) -> int:
+    return number * 7919 % 10007  # neighbours get unrelated values, whatever the lattice
+
+
+def by_content(reward: RewardOf) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A reward model's scores: (sequences, attention_mask, its own scores) -> scores by what it was shown."""
+
+    def scores(sequences: Tensor, attention_mask: Tensor, own: Tensor) -> Tensor:
+        samples = (sequences * attention_mask).sum(-1).tolist()
+        groups = sequences[:, :3].sum(-1).tolist()  # the prompt is longer than that
+        return own.new_tensor([reward(int(one), int(of)) for one, of in zip(samples, groups, strict=True)])
+
+    return scores
 
 
 @dataclass(frozen=True)
@@ -28,6 +59,8 @@ class RandomRollouts:
     two_turns: bool = False
     with_log_probs: bool = True
     with_rewards: bool = True
+    rewards_as: Literal["number", "list"] = "number"
+    """list: of one number, as every reward server sends it."""
     seed: int = 0
 
 
@@ -35,12 +68,12 @@ def responses(
     rollouts: RandomRollouts,
     *,
     confess: bool = True,
-    honesty: Callable[[int], float] | None = None,
-    answer_reward: Callable[[int], float] | None = None,
+    honesty: RewardOf | None = None,
+    answer_reward: RewardOf | None = None,
 ) -> list[Any]:
     """Executor responses.  The same answers with and without `confess`.
 
-    `honesty`, `answer_reward`: sample -> reward, in place of the random ones.
+    `honesty`, `answer_reward`: in place of the random ones.
     """
     made: list[dict[str, Any]] = []
     for sample in range(rollouts.groups * rollouts.samples):
@@ -48,13 +81,15 @@ def responses(
         group = sample // rollouts.samples
         made.append(_answer(draw, random.Random(f"{rollouts.seed}:group:{group}"), rollouts))
         if answer_reward is not None:
-            made[-1]["reward"] = made[-1]["scores"] = answer_reward(sample)
+            made[-1]["reward"] = made[-1]["scores"] = answer_reward(sample, group)
+        if rollouts.rewards_as == "list":
+            made[-1] |= {"reward": [made[-1]["reward"]], "scores": [made[-1]["scores"]]}
         if confess and rollouts.asked[group % len(rollouts.asked)]:
             made[-1]["confession"] = _confessions(sample, rollouts, honesty)
     return made
 
 
-def _confessions(sample: int, rollouts: RandomRollouts, honesty: Callable[[int], float] | None) -> ConfessionTokens:
+def _confessions(sample: int, rollouts: RandomRollouts, honesty: RewardOf | None) -> ConfessionTokens:
     """A sample's confession and its extra: another text and reward each, after the same request."""
     first, *others = (
         _confession(random.Random(f"{rollouts.seed}:{sample}:c{number or ''}"), sample, number, rollouts, honesty)
@@ -87,19 +122,21 @@ def _answer(draw: random.Random, group: random.Random, rollouts: RandomRollouts)
 
 
 def _confession(
-    draw: random.Random, sample: int, number: int, rollouts: RandomRollouts, honesty: Callable[[int], float] | None
+    draw: random.Random, sample: int, number: int, rollouts: RandomRollouts, honesty: RewardOf | None
 ) -> ConfessionTokens:
     length = rollouts.confession_tokens or draw.randint(1, 9)
     reward = draw.random()
     request, confession = _tokens(draw, 3), _tokens(draw, length)
     scored = sample + number not in rollouts.unscored
+    # Members that share a baseline: the group's confessions, or those about one answer.
+    group = sample // rollouts.samples if rollouts.samples_per_answer == 1 else sample
     numbers: dict[str, Value] = {
         "asked": 1,
         "step": 1,
         "length": length,
         "suffix": length + len(request),
         "scored": scored,
-        "reward": (honesty(sample + number) if honesty is not None else reward) if scored else 0.0,
+        "reward": (honesty(sample + number, group) if honesty is not None else reward) if scored else 0.0,
         "parsed": 1,
     }
     log_probs = [-3.5 + draw.uniform(-0.4, 0.4) for _ in confession] if rollouts.with_log_probs else None

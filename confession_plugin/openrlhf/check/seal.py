@@ -1,44 +1,54 @@
 """The seal check: does this run, with its own flags and plugins, keep the two channels apart?
 
-Random rollouts go through the host's own code on a tiny model (see `simulator`), several times, with one channel's
-rewards replaced.  What belongs to the other channel must not move by a bit; and with ``coef 0`` the answers' gradients
-must be those of the stock code on the same answers without confessions.
+Random rollouts go through the host's own code on a tiny model (see `simulator`), many times, with one channel's
+rewards replaced by others: those that graders and judges give, and far-off ones.  What belongs to the other channel
+must not move by a bit; and with ``coef 0`` the answers' gradients and logged numbers must be those of the stock code
+on the same answers without confessions, whatever the confessions are like.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import itertools
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from confession_plugin import session
 from confession_plugin.config import Config
-from confession_plugin.errors import HostError
+from confession_plugin.errors import ConfigError, HostError, PluginError
 from confession_plugin.openrlhf import seams
-from confession_plugin.openrlhf.check import simulator
-from confession_plugin.openrlhf.check.random_rollouts import RandomRollouts, responses
-from confession_plugin.openrlhf.extra_confessions import unfold
-from confession_plugin.plugins import PluginManager, configured
+from confession_plugin.openrlhf.advantages import known_estimator
+from confession_plugin.openrlhf.check import compare, simulator
+from confession_plugin.openrlhf.check.compare import TOLERANCE
+from confession_plugin.openrlhf.check.coverage import describe, not_exercised
+from confession_plugin.openrlhf.check.passes import Pass, masks_of, one_pass, one_step, quiet, shrunk
+from confession_plugin.openrlhf.check.random_rollouts import REWARDS, RandomRollouts, RewardOf, by_content, responses
+from confession_plugin.plugins import PluginManager, configured, fresh_copies
 
-#: Largest relative difference to the stock step's gradients in fp32: the same sums in another order.
-TOLERANCE = 1e-5
+__all__ = ["Comparison", "SealReport", "check_seal", "quiet", "require_seal"]
+
+_SAMPLES = "SamplesGenerator"
+_ADVANTAGES = "RemoteExperienceMaker.compute_advantages_and_returns"
+_STEP = "the trainers' training_step"
+
+#: Hooks that the trainer's side of a run calls.
+HOOKS = ("confession_advantages", "confession_metrics")
+
+#: Rewards with which passes go on to the training steps: a step sees advantages, no rewards, so a few will do.
+TRAINED = ("zero or one", "huge")
 
 
 @dataclass(frozen=True)
-class Leak:
-    """One direction of the seal and what moved in it."""
+class Comparison:
+    """One direction of the seal and the most that moved in it, over all passes."""
 
     name: str
     seam: str
-    change: float
+    change: float = 0.0
     allowed: float = 0.0
+    where: str = ""
+    """The pass in which it was most."""
 
     @property
     def holds(self) -> bool:
@@ -50,17 +60,34 @@ class SealReport:
     """The outcome of a check."""
 
     combination: str
-    leaks: tuple[Leak, ...]
+    comparisons: tuple[Comparison, ...]
+    passes: int
+    not_exercised: tuple[str, ...]
     seconds: float
 
     @property
     def holds(self) -> bool:
-        return all(leak.holds for leak in self.leaks)
+        return all(one.holds for one in self.comparisons)
+
+    @property
+    def broken(self) -> Comparison:
+        """The first comparison that does not hold."""
+        return next(one for one in self.comparisons if not one.holds)
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{leak.name} {leak.change:.2g}" for leak in self.leaks)
-        verdict = "holds" if self.holds else "VIOLATED"
-        return f"seal {verdict}: {self.combination}; largest change: {parts} ({self.seconds:.1f} s)"
+        if not self.holds:
+            return f"seal VIOLATED: {self.combination}; {_said(self.broken)} ({self.seconds:.1f} s)"
+        exact = sum(not one.allowed for one in self.comparisons)
+        near = max((one.change for one in self.comparisons if one.allowed), default=None)
+        parts = [f"seal holds: {self.combination}; {self.passes} passes, {exact} comparisons bit-identical"]
+        parts += [] if near is None else [f"stock's gradients and numbers to {near:.1g}"]
+        parts += [f"not exercised: {', '.join(self.not_exercised)}"] if self.not_exercised else []
+        return f"{'; '.join(parts)} ({self.seconds:.1f} s)"
+
+
+def _said(broken: Comparison) -> str:
+    at = f" with {broken.where}" if broken.where else ""
+    return f"{broken.name} moved by {broken.change:.2g} (allowed {broken.allowed:g}){at}, at {broken.seam}"
 
 
 def require_seal(args: Any, config: Config, plugins: PluginManager | None = None) -> SealReport:
@@ -68,13 +95,13 @@ def require_seal(args: Any, config: Config, plugins: PluginManager | None = None
 
     Raises:
         HostError: it does not hold; names the seam.
+        ConfigError: the host's own numbers are not finite under these flags.
     """
     report = check_seal(args, config, plugins)
     if not report.holds:
-        broken = next(leak for leak in report.leaks if not leak.holds)
         raise HostError(
-            f"the seal is violated at {broken.seam} ({broken.name}: changed by {broken.change:.2g}, allowed "
-            f"{broken.allowed:g}; {report.combination}); this run would mix the reward channels and does not start"
+            f"the seal is violated: {_said(report.broken)} ({report.combination}); this run would mix the reward "
+            "channels and does not start"
         )
     return report
 
@@ -85,210 +112,184 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
     Args:
         args: the host's parsed flags; batch and model sizes are shrunk, everything that shapes the algorithm is kept.
         config: the run's settings.
-        plugins: the run's plugins; loaded from `config` if not given.
+        plugins: the run's plugins; loaded from `config` if not given.  Every pass has new ones of the same kind.
+
+    Raises:
+        ConfigError: the host's own numbers are not finite under these flags.
+        PluginError: a plugin fails on one of the passes.
     """
     started = time.perf_counter()
-    small = shrunk(args)
-    config = config.model_copy(update={"samples_per_answer": min(config.samples_per_answer, 3)})
-    plugins = plugins or configured(config.model_copy(update={"trace_dir": None}))
-    group = small.rollout.n_samples_per_prompt
-    rollouts = RandomRollouts(
-        groups=small.rollout.batch_size,
-        samples=group,
-        unscored=(1,),
-        samples_per_answer=config.samples_per_answer,
-        with_log_probs=getattr(small.algo.advantage, "is_correction_level", "off") != "off"
-        or bool(getattr(small.algo.advantage, "is_correction_enable", False)),
-        with_rewards=bool(small.reward.remote_url),
-    )
-
-    def run(coef: float, **changes: Any) -> Pass:
-        with session.using(config.model_copy(update={"coef": coef}), plugins), seams.in_this_process():
-            return one_pass(small, responses(rollouts, **changes))
-
+    config = config.model_copy(update={"samples_per_answer": min(config.samples_per_answer, 3), "trace_dir": None})
+    check = _Check(shrunk(args), config, plugins or configured(config))
     with quiet(), simulator.one_process():
-        base = run(0.0)
-        moved = run(0.0, honesty=lambda sample: (-1.0) ** sample * 1e6)
-        stock = one_pass(small, responses(rollouts, confess=False))  # unpatched, on the same answers alone
-        honesty_at, answer_at = masks_of(base, config), masks_of(base, config, answer=True)
-        leaks = [
-            Leak("samples against stock", "SamplesGenerator", outcomes(stock, base)),
-            Leak("honesty -> samples", "SamplesGenerator", outcomes(base, moved)),
-            Leak("honesty -> answer advantages", _ADVANTAGES, difference(base, moved, answer_at)),
-            Leak("honesty -> answer gradients", _STEP, gradients(base, moved)),
-        ]
-        if rollouts.with_rewards:
-            confessions = run(1.0)
-            changed = run(1.0, answer_reward=lambda sample: (-1.0) ** sample * 5.0)
-            leaks += [
-                Leak("answer -> honesty advantages", _ADVANTAGES, difference(confessions, changed, honesty_at)),
-                Leak("answer -> honesty losses", _STEP, confession_losses(confessions, changed)),
-            ]
-        if config.answer_training == "dual":
-            leaks.append(Leak("gradients against stock", _STEP, gradients(stock, base), TOLERANCE))
-    return SealReport(describe(small, config), tuple(leaks), time.perf_counter() - started)
+        check.honesty_against_answer()
+        check.answer_against_honesty()
+        if config.answer_training == "exclusive":
+            check.exclusive_against_stock()
+    left_out = (*not_exercised(args, config), *check.left_out)
+    seconds = time.perf_counter() - started
+    return SealReport(describe(check.args, config), tuple(check.comparisons.values()), check.passes, left_out, seconds)
 
 
-_ADVANTAGES = "RemoteExperienceMaker.compute_advantages_and_returns"
-_STEP = "the trainers' training_step"
+class _Check:
+    """The passes of one check and what came of comparing them."""
 
-#: What the host reads off a sample besides its tokens: rewards, dynamic filtering, length penalties, truncation.
-OUTCOMES = ("rewards", "scores", "response_length", "truncated")
+    def __init__(self, args: Any, config: Config, plugins: PluginManager) -> None:
+        advantage = args.algo.advantage
+        self.args, self.config, self.plugins = args, config, plugins
+        self.rollouts = RandomRollouts(
+            groups=args.rollout.batch_size,
+            samples=args.rollout.n_samples_per_prompt,
+            unscored=(1,),
+            samples_per_answer=config.samples_per_answer,
+            with_log_probs=getattr(advantage, "is_correction_level", "off") != "off"
+            or bool(getattr(advantage, "is_correction_enable", False)),
+            with_rewards=bool(args.reward.remote_url),
+        )
+        self.comparisons: dict[str, Comparison] = {}
+        self.left_out: list[str] = []
+        self.passes = 0
 
+    # ── The three parts ──
 
-@dataclass(frozen=True)
-class Pass:
-    """One rollout batch through the host: samples, experiences, gradients."""
+    def honesty_against_answer(self) -> None:
+        """At coef 0: replaced honesty rewards move nothing, and all is as in the stock run."""
+        stock = self._stock(self.args, self.rollouts)
+        base = self._pass("random honesty rewards", self.rollouts)
+        answers = masks_of(base, self.config, answer=True)
+        self._against_stock("random honesty rewards", stock, base)
+        for where, moved in self._other_honesty():
+            self._compare("honesty -> samples", _SAMPLES, compare.outcomes(base, moved), where)
+            change = compare.on_masks(base, moved, answers)
+            self._compare("honesty -> answer advantages", _ADVANTAGES, change, where)
+            if moved.trained.actor:
+                self._compare("honesty -> answer gradients", _STEP, compare.gradients(base, moved), where)
+                self._against_stock(where, stock, moved)
+        for where, moved in self._other_confessions():
+            self._against_stock(where, stock, moved)
 
-    outcomes: list[dict[str, torch.Tensor]]
-    experiences: list[Any]
-    trained: simulator.Trained
+    def answer_against_honesty(self) -> None:
+        """At coef 1: replaced task rewards move nothing of the confessions."""
+        only_confessions = self.config.model_copy(update={"answer_training": "exclusive"})
+        everyone = replace(self.rollouts, asked=(True,))
+        base = self._pass("random task rewards", self.rollouts, coef=1.0)
+        alone = self._pass("random task rewards", everyone, coef=1.0, config=only_confessions)
+        confessions = masks_of(base, self.config)
+        for name, reward in REWARDS.items():
+            where = f"task rewards {name}"
+            moved = self._pass(where, self.rollouts, coef=1.0, task=reward, train=name in TRAINED)
+            change = compare.on_masks(base, moved, confessions)
+            self._compare("answer -> honesty advantages", _ADVANTAGES, change, where)
+            if name in TRAINED:
+                self._compare("answer -> honesty losses", _STEP, compare.confession_losses(base, moved), where)
+                # Where every group confesses and answers are context only, the gradient is the confessions' alone.
+                change = compare.gradients(
+                    alone, self._pass(where, everyone, 1.0, task=reward, config=only_confessions)
+                )
+                self._compare("answer -> honesty gradients", _STEP, change, where)
 
+    def exclusive_against_stock(self) -> None:
+        """The groups that are not asked train as in a stock run of these groups."""
+        rollouts = replace(self.rollouts, asked=(True, False))
+        size = rollouts.samples
 
-def one_pass(args: Any, responses: list[Any]) -> Pass:
-    """One batch under the seams now in place."""
-    bench = simulator.Simulator(args)
-    samples = bench.samples(responses)
-    seen = [
-        {name: getattr(sample, name).clone() for name in OUTCOMES if getattr(sample, name) is not None}
-        | {"clipped": sample.info["response_clip_ratio"].clone()}
-        for sample in samples
-    ]
-    experiences = bench.experiences(samples)
-    rewards = torch.cat([one.rewards for one in experiences])
-    order = torch.tensor([index for one in experiences for index in one.index]).argsort()
-    # After the reward model and the length penalties.
-    seen.append({"shaped rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]})
-    # Unfolded: every confession is a row of what the masks and differences below look at.
-    return Pass(seen, [unfold(one) for one in experiences], bench.train(experiences))
+        def trains(sample: int) -> bool:
+            return sample // size % 2 == 1
 
+        samples = sum(map(trains, range(rollouts.groups * size)))
+        whole, half = one_step(self.args), one_step(self.args, samples)
+        if known_estimator(self.args.algo.advantage.estimator).baseline != "batch":
+            answers = [one for index, one in enumerate(responses(rollouts, confess=False)) if trains(index)]
+            half.rollout.batch_size //= 2
+            stock = self._finite(one_pass(half, answers))
+        elif self.args.train.dynamic_batch_enable:
+            self.left_out.append("exclusive answers against stock's")
+            return
+        else:
+            half.rollout.micro_batch_size = 1  # the baseline is over all answers, trained or not
+            stock = self._finite(one_pass(half, responses(rollouts, confess=False), trains=trains))
+        self.passes += 1
+        ours = self._pass("exclusive", rollouts, args=whole)
+        self._compare("exclusive gradients against stock", _STEP, compare.gradients(stock, ours), "", TOLERANCE)
 
-def masks_of(passed: Pass, config: Config, *, answer: bool = False) -> list[torch.Tensor]:
-    """(B, A) bool per experience: the tokens one channel trains."""
-    from confession_plugin.openrlhf.experiences import spans_of
+    # ── Passes ──
 
-    return [
-        spans_of(one).trained_masks(one.action_mask, config.answer_training)[0 if answer else 1]
-        for one in passed.experiences
-    ]
+    def _other_honesty(self) -> Iterator[tuple[str, Pass]]:
+        """The same confessions, other honesty rewards or scored flags."""
+        for name, reward in REWARDS.items():
+            where = f"honesty rewards {name}"
+            yield where, self._pass(where, self.rollouts, honesty=reward, train=name in TRAINED)
+        other = replace(self.rollouts, unscored=tuple(range(0, 3 * self.rollouts.samples, 2)))
+        yield "other scored flags", self._pass("other scored flags", other)
 
+    def _other_confessions(self) -> Iterator[tuple[str, Pass]]:
+        """The same answers with other confessions, and with their rewards as servers send them."""
+        changes: dict[str, dict[str, Any]] = {
+            "confessions of one token": {"confession_tokens": 1},
+            "long confessions": {"confession_tokens": 24, "unscored": ()},
+            "none asked": {"asked": (False,)},
+            "everybody asked": {"asked": (True,)},
+        }
+        if self.rollouts.with_rewards:
+            changes["rewards as lists of one"] = {"rewards_as": "list"}
+        for where, change in changes.items():
+            yield where, self._pass(where, replace(self.rollouts, **change))
 
-def outcomes(one: Pass, other: Pass) -> float:
-    """Largest change of what the host reads off samples besides their tokens."""
-    worst = 0.0
-    for a, b in zip(one.outcomes, other.outcomes, strict=True):
-        if a.keys() != b.keys():
-            return float("inf")
-        for name in a:
-            change = float((a[name].double() - b[name].double()).abs().max())
-            # A mean over as many numbers and some zeros: the same sum in another order.
-            worst = max(worst, change if name != "kl" or change > TOLERANCE else 0.0)
-    return worst
+    def _pass(
+        self,
+        where: str,
+        rollouts: RandomRollouts,
+        coef: float = 0.0,
+        *,
+        honesty: RewardOf | None = None,
+        task: RewardOf | None = None,
+        config: Config | None = None,
+        args: Any = None,
+        train: bool = True,
+    ) -> Pass:
+        """One pass under the seams, with plugins that have seen nothing yet."""
+        self.passes += 1
+        settings = (config or self.config).model_copy(update={"coef": coef})
+        by_model = task is not None and not rollouts.with_rewards
+        scores = by_content(task) if task is not None and by_model else None
+        made = responses(rollouts, honesty=honesty, answer_reward=None if by_model else task)
+        plugins = fresh_copies(self.plugins, settings, HOOKS)
+        with self._named(where), session.using(settings, plugins), seams.in_this_process():
+            return one_pass(args or self.args, made, scores=scores, train=train)
 
+    def _stock(self, args: Any, rollouts: RandomRollouts) -> Pass:
+        """The unpatched host on the answers alone."""
+        self.passes += 1
+        return self._finite(one_pass(args, responses(rollouts, confess=False)))
 
-def difference(one: Pass, other: Pass, masks: list[torch.Tensor]) -> float:
-    """Largest change of advantages and returns on the masks; NaN when either side holds one."""
-    worst = torch.zeros(())
-    for a, b, mask in zip(one.experiences, other.experiences, masks, strict=True):
-        for name in ("advantages", "returns"):
-            change = (getattr(a, name) - getattr(b, name))[mask].abs()
-            worst = torch.maximum(worst, change.max() if len(change) else worst)
-    return float(worst)
+    @staticmethod
+    def _finite(stock: Pass) -> Pass:
+        if not compare.finite(stock):
+            raise ConfigError(
+                "the host's own numbers are not finite under these flags, without any confession; look at "
+                "--rollout.temperature, --algo.* and --actor.* (a temperature of 0 divides by zero)"
+            )
+        return stock
 
+    @staticmethod
+    @contextmanager
+    def _named(where: str) -> Iterator[None]:
+        try:
+            yield
+        except PluginError as error:
+            raise PluginError(f"{error} (in the seal check, with {where})") from error
 
-def gradients(one: Pass, other: Pass) -> float:
-    """Largest relative change of actor and critic gradients over all optimizer steps."""
-    a, b = one.trained, other.trained
-    return max(largest_change(a.actor, b.actor), largest_change(a.critic, b.critic))
+    # ── Comparisons ──
 
+    def _against_stock(self, where: str, stock: Pass, ours: Pass) -> None:
+        self._compare("samples against stock", _SAMPLES, compare.outcomes(stock, ours), where)
+        if self.config.answer_training == "exclusive":
+            return
+        self._compare("gradients against stock", _STEP, compare.gradients(stock, ours), where, TOLERANCE)
+        if not self.args.train.dynamic_batch_enable:
+            self._compare("numbers against stock", _STEP, compare.answer_numbers(stock, ours), where, TOLERANCE)
 
-def confession_losses(one: Pass, other: Pass) -> float:
-    """Largest change of the confession's loss terms."""
-    a, b = one.trained.status, other.trained.status
-    names = [name for name in a if name.startswith("confession/") and name.endswith("_loss")]
-    return max((abs(a[name] - b[name]) for name in names), default=0.0)
-
-
-def shrunk(args: Any) -> Any:
-    """The run's flags at the size of a check: few short samples, one process, nothing that needs a GPU."""
-    small = copy.deepcopy(args)
-    group = min(args.rollout.n_samples_per_prompt, 4)
-    small.rollout.n_samples_per_prompt = group
-    small.rollout.batch_size = 16 // group
-    small.rollout.micro_batch_size = 4
-    small.rollout.max_tokens_per_gpu = small.train.max_tokens_per_gpu = 64
-    # Two optimizer steps of two micro-batches each.
-    small.train.batch_size, small.train.micro_batch_size, small.train.max_epochs = 8, 4, 1
-    if args.train.dynamic_batch_enable:
-        # Dynamic batching deals samples to optimizer steps by length, confession included: another deal, no leak.
-        # With one step for all samples the gradients can be compared.
-        small.train.batch_size = small.rollout.batch_size * group
-    small.data.max_len = 64
-    if getattr(small.reward, "overlong_buffer_len", None) is not None:
-        small.reward.overlong_buffer_len, small.rollout.max_new_tokens = 3, 7  # some answers are too long
-    small.actor.num_nodes = small.actor.num_gpus_per_node = 1
-    small.actor.aux_loss_coef = 0.0  # the tiny model has no experts
-    small.ds.ring_attn_size = small.ds.tensor_parallel_size = 1
-    small.ds.packing_samples = False
-    small.train.colocate_all = small.train.colocate_actor_ref = small.train.colocate_critic_reward = False
-    small.critic.freezing_steps = -1
-    return small
-
-
-def describe(args: Any, config: Config) -> str:
-    """The combination under check, in a few words."""
-    kl = args.algo.kl
-    parts = [
-        args.algo.advantage.estimator,
-        f"{args.actor.policy_loss_type}/{getattr(args.actor, 'loss_agg_mode', 'token-mean')}",
-        "no KL" if kl.init_coef <= 0 else f"KL {kl.estimator} " + ("as loss" if kl.use_loss else "in reward"),
-        config.answer_training,
-    ]
-    correction = getattr(args.algo.advantage, "is_correction_level", "off")
-    if correction != "off":
-        parts.append(f"importance correction {correction}")
-    if args.critic.model_name_or_path:
-        parts.append("critic")
-    if args.train.dynamic_batch_enable:
-        parts.append("dynamic batch")
-    if config.samples_per_answer > 1:
-        parts.append("several confessions an answer")
-    return ", ".join(parts)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The host's progress bars and log lines would drown the one line of the check."""
-    import tqdm  # type: ignore[import-untyped]
-
-    def drop(record: Any) -> bool:
-        return False
-
-    talkers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("openrlhf")]
-    original = tqdm.tqdm.__init__
-
-    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{**kwargs, "disable": True})
-
-    tqdm.tqdm.__init__ = disabled
-    for talker in talkers:
-        talker.addFilter(drop)
-    try:
-        yield
-    finally:
-        tqdm.tqdm.__init__ = original
-        for talker in talkers:
-            talker.removeFilter(drop)
-
-
-def largest_change(one: Sequence[dict[str, torch.Tensor]], other: Sequence[dict[str, torch.Tensor]]) -> float:
-    """Largest difference of two lists of gradients, relative to the largest entry of `one`'s tensor; 0 for equal."""
-    worst = 0.0
-    nothing: dict[str, torch.Tensor] = {}
-    for a, b in itertools.zip_longest(one, other, fillvalue=nothing):
-        for name in a.keys() | b.keys():
-            if name not in a or name not in b:
-                return float("inf")
-            scale = max(float(a[name].abs().max()), 1e-12)
-            worst = max(worst, float((a[name] - b[name]).abs().max()) / scale)
-    return worst
+    def _compare(self, name: str, seam: str, change: float, where: str, allowed: float = 0.0) -> None:
+        known = self.comparisons.get(name)
+        if known is None or not change <= known.change:
+            self.comparisons[name] = Comparison(name, seam, change, allowed, where)

@@ -93,14 +93,21 @@ class Trained:
     """Gradients of each optimizer step."""
     critic: list[dict[str, Tensor]]
     status: dict[str, float] = field(default_factory=dict)
+    kl_coefficient: float = 0.0
+    """What the KL controller makes of the pass: the next one's coefficient."""
+
+
+Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(sequences, attention_mask, the reward model's scores) -> scores in their place."""
 
 
 class Simulator:
     """One set of host objects under one set of flags.  Two simulators of equal `args` and `seed` hold equal models."""
 
-    def __init__(self, args: Any, *, seed: int = 0, lr: float = 0.0, world_size: int = 1) -> None:
+    def __init__(
+        self, args: Any, *, seed: int = 0, lr: float = 0.0, world_size: int = 1, scores: Scores | None = None
+    ) -> None:
         from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
-        from openrlhf.trainer.ppo_utils.kl_controller import FixedKLController
         from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
         from openrlhf.utils import get_strategy
 
@@ -121,16 +128,15 @@ class Simulator:
         critic_wanted = args.critic.model_name_or_path is not None
         self.critic = LocalEngine(self._scorer("critic"), accumulation, lr) if critic_wanted else None
         reward = self._scorer("reward").eval() if not args.reward.remote_url else None
+        self._scores = scores
         tokenizer = SimpleNamespace(pad_token_id=0)
         self.generator = SamplesGenerator(self.strategy, None, None, tokenizer, [])
         self.maker = RemoteExperienceMaker(
             LocalGroup(self._forward(self.actor)),
             LocalGroup(self._forward(self.critic)) if self.critic is not None else None,
-            LocalGroup(lambda sequences, attention_mask, **_: reward(sequences, attention_mask).detach())
-            if reward is not None
-            else None,
+            LocalGroup(self._scored_by(reward)) if reward is not None else None,
             LocalGroup(self._forward(reference)) if reference is not None else None,
-            FixedKLController(args.algo.kl.init_coef),
+            _kl_controller(args.algo.kl),
             self.strategy,
             tokenizer,
         )
@@ -147,7 +153,7 @@ class Simulator:
         from openrlhf.trainer.ppo_trainer import BasePPOTrainer
 
         made: list[Any] = self.maker.make_experience_batch(samples)
-        BasePPOTrainer._compute_rollout_stats(self, made)
+        self.rollout_stats: dict[str, float] = BasePPOTrainer._compute_rollout_stats(self, made)
         return made
 
     def train(self, experiences: Sequence[Any], *, order_seed: int = 0) -> Trained:
@@ -159,13 +165,17 @@ class Simulator:
         common = {"micro_train_batch_size": args.train.micro_batch_size, "dataloader_pin_memory": False}
         scheduler = SimpleNamespace(get_last_lr=lambda: [0.0])
         actor = ActorPPOTrainer(self.strategy, self.actor, None, None, scheduler, vllm_engines=None, **common)
-        status = self._pass(actor, experiences, order_seed, args.algo.kl.init_coef)
+        status = self._pass(actor, experiences, order_seed, self.maker.kl_ctl.value)
         if self.critic is not None:
             critic = CriticPPOTrainer(
                 self.strategy, self.critic, None, scheduler, value_clip=args.critic.value_clip, **common
             )
             status |= self._pass(critic, experiences, order_seed)
-        return Trained(self.actor.model.steps, self.critic.steps if self.critic is not None else [], status)
+        if "kl" in status:
+            # As the host's trainer does, with a step as long as the controller's horizon: the change is then visible.
+            self.maker.kl_ctl.update(status["kl"], args.algo.kl.horizon)
+        critics = self.critic.steps if self.critic is not None else []
+        return Trained(self.actor.model.steps, critics, status, float(self.maker.kl_ctl.value))
 
     def _pass(self, trainer: Any, experiences: Sequence[Any], order_seed: int, *args: Any) -> dict[str, float]:
         for experience in experiences:
@@ -193,6 +203,13 @@ class Simulator:
         make = host_models._get_critic_model if kind == "critic" else host_models._get_reward_model
         model: nn.Module = make(base.__base__, base, "score", False)(config)
         return model
+
+    def _scored_by(self, model: nn.Module) -> Callable[..., Tensor]:
+        def scored(sequences: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+            own: Tensor = model(sequences, attention_mask).detach()
+            return own if self._scores is None else self._scores(sequences, attention_mask, own)
+
+        return scored
 
     @staticmethod
     def _forward(model: Any) -> Callable[..., Tensor]:
@@ -244,6 +261,15 @@ class _WholeWorld:
         return dist.group.WORLD
 
 
+def _kl_controller(kl: Any) -> Any:
+    """As the host's trainer chooses it."""
+    from openrlhf.trainer.ppo_utils.kl_controller import AdaptiveKLController, FixedKLController
+
+    if kl.target:
+        return AdaptiveKLController(kl.init_coef, kl.target, kl.horizon)
+    return FixedKLController(kl.init_coef)
+
+
 def _tiny_config() -> Any:
     from transformers import Qwen2Config
 
@@ -254,6 +280,7 @@ def _tiny_config() -> Any:
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
+        initializer_range=0.1,  # policy and reference differ enough for their KL to matter
         max_position_embeddings=4096,
         pad_token_id=0,
         use_cache=False,

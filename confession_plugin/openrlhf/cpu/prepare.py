@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from confession_plugin.errors import ConfigError
 from confession_plugin.openrlhf.cpu.flags import adapt
 from confession_plugin.openrlhf.cpu.stand_ins import install
 
@@ -51,11 +53,32 @@ def engaged() -> bool:
     if decided is not None:
         return decided != "0"
     # Inside Ray the driver has decided: most workers of a GPU run see no GPU either, because they reserved none.
-    if "RAY_RAYLET_PID" in os.environ or _cluster_to_join():
+    if "RAY_RAYLET_PID" in os.environ or cluster_to_join() is not None:
         return False
+    return no_gpu_here()
+
+
+def no_gpu_here() -> bool:
+    """Has this machine no CUDA device?  Then what starts nothing needs the stand-ins, a cluster in sight or not."""
     import torch
 
     return not torch.cuda.is_available()
+
+
+def check_cluster() -> None:
+    """A machine from which no GPU cluster can be driven is not sent to one.
+
+    Raises:
+        ConfigError: a Ray cluster is in sight, and OpenRLHF cannot be imported without a GPU or flash-attn.
+    """
+    cluster = cluster_to_join()
+    if cluster is None or ENGAGED_ENV_VAR in os.environ or importlib.util.find_spec("flash_attn") or not no_gpu_here():
+        return
+    raise ConfigError(
+        f"{cluster} would be joined, but this machine has neither a GPU nor flash-attn, which OpenRLHF imports; to "
+        f"train on this machine's CPU and leave that Ray alone set {ENGAGED_ENV_VAR}=1 (or RAY_ADDRESS=local), to "
+        "train on the cluster install flash-attn here"
+    )
 
 
 def prepare_driver(argv: Sequence[str]) -> list[str]:
@@ -70,9 +93,12 @@ def prepare_driver(argv: Sequence[str]) -> list[str]:
         ConfigError: a flag asks for what cannot be done without a GPU.
     """
     adapted, changes = adapt(argv)
+    why = f"{ENGAGED_ENV_VAR}=1" if ENGAGED_ENV_VAR in os.environ else "no GPU found"
+    cluster = cluster_to_join()
+    apart = f"; {cluster} is not joined" if cluster else ""
     prepare_process()
     flags = f"; flags changed: {', '.join(changes)}" if changes else ""
-    print(f"[confession_plugin] no GPU found: running OpenRLHF on the CPU{flags}", flush=True)
+    print(f"[confession_plugin] {why}: running OpenRLHF on the CPU{apart}{flags}", flush=True)
     return adapted
 
 
@@ -104,10 +130,11 @@ def ray_init_options(num_gpus: int) -> dict[str, Any]:
     }
 
 
-def _cluster_to_join() -> bool:
-    """Would ``ray.init()`` connect to a running cluster?  Ray asks RAY_ADDRESS, then for the last ``ray start``."""
+def cluster_to_join() -> str | None:
+    """The cluster that ``ray.init()`` would connect to, in words: RAY_ADDRESS, or else the last ``ray start``."""
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        return address != "local"
+        return None if address == "local" else f"the Ray cluster of RAY_ADDRESS={address}"
     root = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    return (Path(root) / "ray" / "ray_current_cluster").exists()
+    file = Path(root) / "ray" / "ray_current_cluster"
+    return f"the Ray cluster of `ray start` ({file})" if file.exists() else None

@@ -8,7 +8,6 @@ import logging
 import random
 import re
 import socket
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from confession_plugin import Confession, ConfigError, Rollout, Verdict
 from confession_plugin.config import Config, check_config, parse_config
 from confession_plugin.errors import JudgeError
 from confession_plugin.judging import probe
-from confession_plugin.judging.fitting import excess_characters
-from confession_plugin.judging.http import HttpJudge
+from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.judging.rubric import builtin_prompt
-from confession_plugin.judging.window import UnscoredWindow
+from confession_plugin.judging.server import ServerJudge
+from confession_plugin.judging.truncation import excess_characters
 from confession_plugin.plugins import configured
 from confession_plugin.report import Report, extract_report
 
@@ -42,12 +41,12 @@ ROLLOUT = Rollout(prompt="What is 2 + 2?", answer="It is 4.", transcript="It is 
 CONFESSION = Confession(request="ask", text=f"<think>hidden</think>{REPORT.model_dump_json()}", report=REPORT)
 
 
-def judge_at(url: str, **settings: Any) -> HttpJudge:
+def judge_at(url: str, **settings: Any) -> ServerJudge:
     settings = {"judge_retries": 0, "judge_timeout": 5.0, **settings}
-    return HttpJudge(Config(judge_url=url, judge_model="judge", **settings))
+    return ServerJudge(Config(judge_url=url, judge_model="judge", **settings))
 
 
-def ask(judge: HttpJudge, *rollouts: Rollout, confession: Confession = CONFESSION) -> list[Verdict]:
+def ask(judge: ServerJudge, *rollouts: Rollout, confession: Confession = CONFESSION) -> list[Verdict]:
     """The verdicts on these rollouts, asked for at once on an event loop of their own."""
 
     async def main() -> list[Verdict]:
@@ -157,10 +156,13 @@ def test_an_unreadable_verdict_is_asked_for_once_more(schema: str) -> None:
         (None, "the reply is empty"),
         ("<think>hm", "nothing but reasoning"),
         ("[1]", "not one JSON object alone"),
-        ('{"reasons": "r", "objectives": "fully", "analysis": "fully"}', "uncertainties is null, not one of fully"),
-        ('{"objectives": "fully", "analysis": "Fully", "uncertainties": "fully"}', 'analysis is "Fully"'),
-        ('{"objectives": 1, "analysis": 1, "uncertainties": 1}', "objectives is 1"),
-        ('{"objectives": {"a": 1}, "analysis": 1, "uncertainties": 1}', "objectives is"),
+        (
+            '{"reasons": "r", "objectives": "fully", "analysis": "fully"}',
+            "uncertainties is not one of fully, mostly, partly, not_at_all: it is null",
+        ),
+        ('{"objectives": "fully", "analysis": "Fully", "uncertainties": "fully"}', 'it is "Fully"'),
+        ('{"objectives": 1, "analysis": 1, "uncertainties": 1}', "it is 1"),
+        ('{"objectives": {"a": 1}, "analysis": 1, "uncertainties": 1}', "objectives is not one of"),
         ('{"a":' * 30_000, "not one JSON object alone"),
         ('{"objectives": ' + "9" * 10_000 + "}", "not one JSON object alone"),
     ],
@@ -206,8 +208,8 @@ FAILURES = {
     "rate_limited": error(429),
     "http_5xx": error(500),
     "http_5xx, overloaded": error(503),
-    "http_400": error(400, "temperature is not a number"),
-    "http_422": Answer(b"no JSON", 422, {"Content-Type": "text/plain"}),
+    "http_4xx": error(400, "temperature is not a number"),
+    "http_4xx, 422": Answer(b"no JSON", 422, {"Content-Type": "text/plain"}),
     "bad_response, a web page": Answer(b"<html>Welcome</html>", 200, {"Content-Type": "text/html"}),
     "bad_response, other JSON": Answer(b'{"ok": true}'),
     "bad_response, a list": Answer(b"[]"),
@@ -237,7 +239,7 @@ def test_a_failure_is_unscored_with_its_reason(name: str) -> None:
     assert where in found.detail and "\n" not in found.detail
 
 
-def test_nobody_there() -> None:
+def test_nothing_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         (found,) = ask(judge_at(f"http://127.0.0.1:{taken.getsockname()[1]}/v1"))
@@ -264,19 +266,19 @@ def test_what_cannot_pass_is_not_tried_again(status: int, calls: int) -> None:
     assert len(server.calls) == calls
 
 
-def test_retry_after_is_kept() -> None:
-    times: list[float] = []
+def test_retry_after_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "openai")
 
     async def behave(call: Call) -> Answer:
-        times.append(time.monotonic())
         return error(429, retry_after="2") if call.number == 0 else verdict()
 
     with JudgeServer(behave) as server:
         (found,) = ask(judge_at(server.url, judge_retries=1))
-    assert found.scored and times[1] - times[0] >= 2, "the SDK alone would have waited half a second"
+    assert found.scored and len(server.calls) == 2
+    assert "in 2.000000 seconds" in caplog.text, "the SDK alone would have waited half a second"
 
 
-def test_one_slow_call_discards_no_finished_sibling() -> None:
+def test_one_slow_call_costs_no_finished_one() -> None:
     async def behave(call: Call) -> Answer:
         return Answer(fault="hang") if "case 5" in call.text else verdict()
 
@@ -310,7 +312,7 @@ def test_of_eight_kinds_of_fault_at_thirty_percent_every_one_is_counted_and_none
 
     with JudgeServer(behave) as server:
         rollouts = [Rollout(f"case {number}", "a", "a") for number in range(300)]
-        found = ask(judge_at(server.url, judge_timeout=1.0), *rollouts)
+        found = ask(judge_at(server.url, judge_timeout=10.0), *rollouts)
     assert Counter(verdict.unscored for verdict in found) == Counter(injected)
     for number, one in enumerate(found):
         assert one.unscored == injected[number]
@@ -324,10 +326,10 @@ def test_a_dead_judge_stops_the_run_with_its_last_error() -> None:
 
     with JudgeServer(behave) as server:
         found = ask(judge_at(server.url), *[ROLLOUT] * 40)
-    window = UnscoredWindow(0.5)
+    budget = FailureBudget(0.5)
     with pytest.raises(JudgeError, match=r"33 of the last 33 .*http_5xx 33.*HTTP 503: out for lunch"):
         for one in found:
-            window.add(one)
+            budget.add(one)
 
 
 # ── the key ──
@@ -352,7 +354,7 @@ def test_the_key_appears_nowhere(
         with pytest.raises(ConfigError) as probed:
             probe(judge.config)
         with pytest.raises(JudgeError) as stopped:
-            UnscoredWindow(0.0).add(found)
+            FailureBudget(0.0).add(found)
         assert server.calls[0].headers["authorization"] == f"Bearer {key}"
     assert not found.scored and "[key]" in found.detail
     for text in (
@@ -368,7 +370,7 @@ def test_the_key_appears_nowhere(
         assert raised.__cause__ is None
 
 
-@pytest.mark.parametrize("kind", ["error", "verdict", "reply", "refusal", "no completion"])
+@pytest.mark.parametrize("kind", ["error", "verdict", "reply", "refusal", "no completion", "other JSON", "no JSON"])
 def test_a_key_that_a_cut_would_halve_does_not_appear_either(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the server repeats it: details are cut to a line, and half a key is a secret too."""
     key = "sk-0123456789abcdefghij"
@@ -382,6 +384,8 @@ def test_a_key_that_a_cut_would_halve_does_not_appear_either(kind: str, monkeypa
             "reply": says(told),
             "refusal": says(None, refusal=told),
             "no completion": Answer(json.dumps({"error": told}).encode()),
+            "other JSON": Answer(json.dumps({"told": told}).encode()),
+            "no JSON": Answer(f"{told} {' ' * 5000}{key}".encode()),
         }[kind]
 
     with JudgeServer(behave) as server:
@@ -667,7 +671,7 @@ def test_the_probe_finds_what_cannot_work(monkeypatch: pytest.MonkeyPatch) -> No
         (error(500, "oops"), "http_5xx"),
     ],
 )
-def test_the_probe_says_how_to_mend(answer: Answer, hint: str) -> None:
+def test_the_probe_says_how_to_fix(answer: Answer, hint: str) -> None:
     async def behave(call: Call) -> Answer:
         return answer
 
@@ -685,7 +689,7 @@ def test_what_is_no_url_is_refused() -> None:
     ("settings", "message"),
     [
         ({"judge_calibration_url": "http://x/v1"}, "--confession.judge_calibration_model NAME"),
-        ({"judge_calibration_url": "x:80", "judge_calibration_model": "m"}, "'x:80' is no http"),
+        ({"judge_calibration_url": "x:80", "judge_calibration_model": "m"}, "'x:80' is no http(s):// base URL"),
     ],
 )
 def test_calibration_flags_that_cannot_work_are_refused(settings: dict[str, str], message: str) -> None:

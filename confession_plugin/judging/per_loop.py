@@ -22,3 +22,7 @@ class PerLoop(Generic[T]):
         if loop not in self._made:
             self._made[loop] = self._make()
         return self._made[loop]
+
+    def pop(self) -> T | None:
+        """What this event loop has, which is forgotten; None when it has nothing."""
+        return self._made.pop(asyncio.get_running_loop(), None)

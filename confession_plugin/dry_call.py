@@ -1,0 +1,156 @@
+"""One dry call of every decider on a built-in case, before anything expensive starts.
+
+A judge that raises, a request that is a plain string, a choice of the wrong length: found here, by the same pipeline
+as a run's (`confess`), and named with plugin, file and line.  `confession_advantages` is the seal check's.
+
+A server judge is not asked (its own preflight did that), and observers see nothing: a built-in case is in no trace.
+A judge that gives no verdict is warned about and not refused: that is what it should do with a case that is not its
+own, and `--confession.max_unscored` watches over the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from types import SimpleNamespace
+from typing import Any, cast
+
+from confession_plugin import hookspecs
+from confession_plugin.confess import Confessor, Finished, Sampled
+from confession_plugin.config import PREFIX, Config
+from confession_plugin.errors import ConfessionError, ConfigError, PluginError, Unscored
+from confession_plugin.plugins import PluginManager
+from confession_plugin.records import PromptBatch, Request, Rollout, Verdict
+
+
+class _AnyLog(dict[str, float]):
+    """Some task's ``extra_logs``: a name that the built-in case does not know is 0."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
+
+
+CASE = Rollout(
+    prompt="What is 3 + 4? Answer with the number alone.",
+    answer="I think it is 8.",
+    transcript="I think it is 8.",
+    label="7",
+    reward=0.0,
+    num_tokens=24,
+    step=1,
+    extra=_AnyLog(violation=1.0),
+)
+
+
+class WrittenReport:
+    """A `confess.Engine` whose policy writes the same honest report whatever it is asked."""
+
+    request: Request | None = None
+
+    def prepare(self, request: Request) -> None:
+        """Keep the request, to be looked at."""
+        self.request = request
+
+    async def sample(self, number: int) -> Sampled:
+        """A report in the paper's format that admits the case's two failings."""
+        from confession_plugin.report import Objective, Report
+
+        failings = {
+            "The answer is right.": "3 + 4 is 7, and the answer says 8.",
+            "The answer is the number alone.": "The answer 'I think it is 8.' is a sentence.",
+        }
+        report = Report(
+            compliance_analysis=tuple(
+                Objective(objective=objective, analysis=analysis, compliance="not_complied_not_reported")
+                for objective, analysis in failings.items()
+            ),
+            uncertainties_and_conflicts=(),
+            overall_compliance_grade=1,
+        )
+        return Sampled(report.model_dump_json())
+
+
+def require(plugins: PluginManager, config: Config) -> None:
+    """Every decider that a run will ask, asked once.
+
+    Raises:
+        ConfessionError: the first that fails or decides with a wrong type, and where.
+    """
+    _check_argument_order(plugins)
+    try:
+        _check_choice(plugins, config)
+        finished = call(plugins, skip_judge=config.skip_probe, ask_server=False, config=config)
+    except ConfessionError as error:
+        raise PluginError(
+            f"{error}; seen in a dry call on a built-in case (label '7', extra_logs of any name), which "
+            f"{PREFIX}skip_probe makes without the judge"
+        ) from error
+    verdict = finished.judged.verdict
+    if not verdict.scored and not config.skip_probe:
+        why = " ".join(f"{verdict.unscored}: {verdict.detail}".split())
+        print(
+            f"[confession_plugin] warning: the judge gave no verdict on a built-in case ({why}); a run stops when "
+            f"more than {PREFIX}max_unscored {config.max_unscored:g} of its judgments have none",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def call(plugins: PluginManager, *, config: Config, skip_judge: bool = False, ask_server: bool = True) -> Finished:
+    """The built-in case through the deciders; observers are not called.
+
+    Args:
+        skip_judge: give no verdict instead of asking for one.
+        ask_server: ask a server judge too, instead of taking full marks for its verdict.
+    """
+    others = [impl for impl in plugins.hook.confession_judge.get_hookimpls() if impl.plugin_name != "judge"]
+    server = bool(config.judge_urls) and not others
+    hooks = _Deciders(plugins.hook, skip_judge=skip_judge, stand_in=server and not ask_server)
+    confessor = Confessor(cast(PluginManager, SimpleNamespace(hook=hooks)))
+    return asyncio.run(confessor.confess(CASE, WrittenReport()))[0]
+
+
+class _Deciders:
+    """The plugins' hooks for one call that is to leave no trace."""
+
+    def __init__(self, hook: Any, *, skip_judge: bool, stand_in: bool) -> None:
+        self._hook, self._skip_judge, self._stand_in = hook, skip_judge, stand_in
+
+    def __getattr__(self, name: str) -> Any:
+        if name in hookspecs.OBSERVERS:
+            return lambda **record: []
+        return getattr(self._hook, name)
+
+    def confession_judge(self, **record: Any) -> Any:
+        if self._skip_judge:
+            raise Unscored("not_asked")
+        if self._stand_in:
+            from confession_plugin.judging.verdict import RATINGS
+
+            return Verdict(ratings=dict.fromkeys(RATINGS, 1.0))
+        return self._hook.confession_judge(**record)
+
+
+def _check_choice(plugins: PluginManager, config: Config) -> None:
+    groups = 4
+    batch = PromptBatch((CASE.prompt,) * groups, (CASE.label,) * groups, position=0, step=1, seed=config.seed or 0)
+    chosen = plugins.hook.confession_select(batch=batch)
+    if chosen is None or len(chosen) != groups:
+        given = "nothing" if chosen is None else f"{len(chosen)} bools"
+        raise PluginError(
+            f"plugin {plugins.decided_by.get('confession_select')!r}: confession_select gave {given} for {groups} "
+            "groups; give one bool a group"
+        )
+
+
+def _check_argument_order(plugins: PluginManager) -> None:
+    """A function judge is called with two places, whatever their names."""
+    judge = getattr(plugins.get_plugin("judge"), "judge", None)
+    function = getattr(judge, "function", None)
+    if function is not None and list(inspect.signature(function).parameters)[:2] == ["confession", "rollout"]:
+        code = inspect.unwrap(function).__code__
+        raise ConfigError(
+            f"{PREFIX}judge_url: judge(confession, rollout) ({code.co_filename}:{code.co_firstlineno}) is called as "
+            "judge(rollout, confession); swap its arguments"
+        )
