@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from judge_calls import CONFESSION, ROLLOUT, ask, judge_at, probed
 from judge_server import Answer, Call, JudgeServer, error, says, verdict
-from test_judge_server import CONFESSION, ROLLOUT, ask, judge_at, probed
 
 from confession_plugin import ConfigError, Rollout, Verdict
 from confession_plugin.config import Config, check_config, parse_config
@@ -260,9 +260,8 @@ def test_a_self_signed_certificate_names_the_variable_that_helps(
 # ── the size of a reply ──
 
 BOMB = """
-import asyncio, resource, sys
-sys.path.insert(0, {tests!r})
-from test_judge_server import ask, judge_at
+import resource
+from judge_calls import ask, judge_at
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 ask(judge_at({url!r}))
 before = peak()
@@ -282,8 +281,9 @@ def test_a_reply_of_any_size_costs_little_memory(kind: str, status: int) -> None
         return Answer(body, status, headers) if "bomb" in call.path else verdict(call)
 
     with JudgeServer(behave) as server:
-        script = BOMB.format(tests=str(Path(__file__).parent), url=server.url)
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the tests' own folders are on it
+        script = BOMB.format(url=server.url)
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     reason, grown, detail = done.stdout.split(maxsplit=2)
     assert reason == "bad_response" and "a reply of more than" in detail, done.stdout + done.stderr
     assert int(grown) < 60, "MB, for a reply of some hundred MB"
