@@ -27,7 +27,7 @@ from confession_plugin.judging import Judge, load_judge
 from confession_plugin.judging.preflight import CASE, REPORT
 from confession_plugin.records import Confession
 
-SERVER = Path(__file__).parent.parent / "integration_tests" / "judge_server.py"
+SERVER = Path(__file__).parent.parent / "integration_tests" / "support" / "judge_server.py"
 CONFESSION = Confession("", "", report=REPORT)
 
 

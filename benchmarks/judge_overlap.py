@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "integration_tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "integration_tests" / "support"), str(ROOT / "benchmarks")]
 
+from engine import CONFIG, MAX_LEN, Engine, params, single_turn  # noqa: E402
 from harness import build_tiny  # noqa: E402
 from judge_load import server  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from test_executor import CONFIG, MAX_LEN, Engine, params, single_turn  # noqa: E402
 
-from confession_plugin.openrlhf.executor import TICKET, ConfessingExecutor, Ticket  # noqa: E402
+from confession_plugin.openrlhf.executor import ConfessingExecutor  # noqa: E402
+from confession_plugin.openrlhf.ticket import Ticket, asking  # noqa: E402
 from confession_plugin.plugins import configured  # noqa: E402
 
 ROLLOUTS, ROUNDS, GOAL_S = 64, 3, 1.3
@@ -39,21 +40,22 @@ def wall_seconds(engine: Engine, tokenizer: Any, judge_url: str) -> float:
             "judge_url": judge_url,
             "judge_model": "judge",
             "skip_probe": True,
-            "plugins": (str(ROOT / "integration_tests" / "worlds" / "any_report.py"),),
+            "plugins": (str(ROOT / "integration_tests" / "support" / "worlds" / "any_report.py"),),
         }
     )
     executor = ConfessingExecutor(single_turn(engine), config, configured(config))
 
     async def rollout(number: int) -> Any:
-        TICKET.set(Ticket(step=1, group=number))
-        return await executor.execute(
-            prompt=f"<|im_start|>user\nWhat is 1 + {number}?<|im_end|>\n<|im_start|>assistant\n",
-            label="3",
-            sampling_params=params(),
-            max_length=MAX_LEN,
-            hf_tokenizer=tokenizer,
-            llm_engine=engine.actor,
-        )
+        sampling = params()
+        with asking(Ticket(step=1, group=number), sampling):
+            return await executor.execute(
+                prompt=f"<|im_start|>user\nWhat is 1 + {number}?<|im_end|>\n<|im_start|>assistant\n",
+                label="3",
+                sampling_params=sampling,
+                max_length=MAX_LEN,
+                hf_tokenizer=tokenizer,
+                llm_engine=engine.actor,
+            )
 
     async def all_of_them() -> float:
         started = time.perf_counter()

@@ -107,9 +107,17 @@ class Config(BaseModel):
     judge_calibration_url: str | None = Field(
         None, description="Base URLs of the calibration model's server. Default: the judge's."
     )
-    skip_probe: bool = Field(False, description="Do not send the judge one request before the run starts.")
+    skip_probe: bool = Field(
+        False, description="No request to the judge, and no dry call of the plugins, before the run starts."
+    )
     max_unscored: float = Field(
         0.5, ge=0, le=1, description="Stop the run when more than this share of the last 64 judgments had no score."
+    )
+    max_unparsed: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Stop the run when more than this share of the last 512 confessions could not be read. 1: never.",
     )
 
     # ── plugins and records ──

@@ -19,7 +19,7 @@ from typing import Any, cast
 from confession_plugin import hookspecs
 from confession_plugin.confess import Confessor, Finished, Sampled
 from confession_plugin.config import PREFIX, Config
-from confession_plugin.errors import ConfessionError, ConfigError, PluginError, Unscored
+from confession_plugin.errors import ConfessionError, ConfigError, PluginError
 from confession_plugin.plugins import PluginManager
 from confession_plugin.records import PromptBatch, Request, Rollout, Verdict
 
@@ -78,16 +78,18 @@ def require(plugins: PluginManager, config: Config) -> None:
         ConfessionError: the first that fails or decides with a wrong type, and where.
     """
     _check_argument_order(plugins)
+    if config.skip_probe:
+        return
     try:
         _check_choice(plugins, config)
-        finished = call(plugins, skip_judge=config.skip_probe, ask_server=False, config=config)
+        finished = call(plugins, ask_server=False, config=config)
     except ConfessionError as error:
         raise PluginError(
-            f"{error}; seen in a dry call on a built-in case (label '7', extra_logs of any name), which "
-            f"{PREFIX}skip_probe makes without the judge"
+            f"{error}; seen in a dry call on a built-in case (label '7', extra_logs of any name), left out with "
+            f"{PREFIX}skip_probe"
         ) from error
     verdict = finished.judged.verdict
-    if not verdict.scored and not config.skip_probe:
+    if not verdict.scored:
         why = " ".join(f"{verdict.unscored}: {verdict.detail}".split())
         print(
             f"[confession_plugin] warning: the judge gave no verdict on a built-in case ({why}); a run stops when "
@@ -97,25 +99,37 @@ def require(plugins: PluginManager, config: Config) -> None:
         )
 
 
-def call(plugins: PluginManager, *, config: Config, skip_judge: bool = False, ask_server: bool = True) -> Finished:
+def call(plugins: PluginManager, *, config: Config, ask_server: bool = True) -> Finished:
     """The built-in case through the deciders; observers are not called.
 
     Args:
-        skip_judge: give no verdict instead of asking for one.
         ask_server: ask a server judge too, instead of taking full marks for its verdict.
     """
+    return calls(plugins, 1, config=config, ask_server=ask_server)[0]
+
+
+def calls(plugins: PluginManager, times: int, *, config: Config, ask_server: bool = True) -> list[Finished]:
+    """`call`, several times one after the other."""
     others = [impl for impl in plugins.hook.confession_judge.get_hookimpls() if impl.plugin_name != "judge"]
     server = bool(config.judge_urls) and not others
-    hooks = _Deciders(plugins.hook, skip_judge=skip_judge, stand_in=server and not ask_server)
+    hooks = _Deciders(plugins.hook, stand_in=server and not ask_server)
     confessor = Confessor(cast(PluginManager, SimpleNamespace(hook=hooks)))
-    return asyncio.run(confessor.confess(CASE, WrittenReport()))[0]
+
+    async def one_after_the_other() -> list[Finished]:
+        finished = [(await confessor.confess(CASE, WrittenReport()))[0] for _ in range(times)]
+        close = getattr(getattr(plugins.get_plugin("judge"), "judge", None), "aclose", None)
+        if close is not None:
+            await close()  # the connections of this event loop
+        return finished
+
+    return asyncio.run(one_after_the_other())
 
 
 class _Deciders:
     """The plugins' hooks for one call that is to leave no trace."""
 
-    def __init__(self, hook: Any, *, skip_judge: bool, stand_in: bool) -> None:
-        self._hook, self._skip_judge, self._stand_in = hook, skip_judge, stand_in
+    def __init__(self, hook: Any, *, stand_in: bool) -> None:
+        self._hook, self._stand_in = hook, stand_in
 
     def __getattr__(self, name: str) -> Any:
         if name in hookspecs.OBSERVERS:
@@ -123,8 +137,6 @@ class _Deciders:
         return getattr(self._hook, name)
 
     def confession_judge(self, **record: Any) -> Any:
-        if self._skip_judge:
-            raise Unscored("not_asked")
         if self._stand_in:
             from confession_plugin.judging.verdict import RATINGS
 

@@ -66,6 +66,7 @@ class PluginManager(pluggy.PluginManager):
                 for impl in caller.get_hookimpls():
                     if impl.plugin is plugin and not (impl.hookwrapper or impl.wrapper):
                         # pluggy has no hook around one implementation; its call loop reads this attribute.
+                        _refuse_async(registered, caller.name, impl.function)
                         impl.function = self._guard(registered, caller.name, impl.function)  # type: ignore[misc]
         return registered
 
@@ -78,9 +79,7 @@ class PluginManager(pluggy.PluginManager):
                 return self._failed(plugin, hook, error)
             if inspect.isawaitable(result):
                 if hook != "confession_judge":
-                    if inspect.iscoroutine(result):
-                        result.close()
-                    return self._failed(plugin, hook, TypeError(f"{hook} cannot be async; only confession_judge can"))
+                    raise PluginError(_only_the_judge(plugin, hook, function))
                 return guarded_await(result)
             return self._checked(plugin, hook, function, result)
 
@@ -299,6 +298,16 @@ def _refuse_old_form(plugin: Any, name: str) -> None:
             "use honesty.rewards and honesty.estimate(rewards, rows, group_size), and return the honesty channel's "
             "TokenValues: the answer channel is no longer a plugin's (docs/hooks.md)"
         )
+
+
+def _refuse_async(plugin: str, hook: str, function: Callable[..., Any]) -> None:
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if asynchronous and hook != "confession_judge":
+        raise PluginError(_only_the_judge(plugin, hook, function))
+
+
+def _only_the_judge(plugin: str, hook: str, function: Callable[..., Any]) -> str:
+    return f"plugin {plugin!r}: {hook} cannot be async; only confession_judge can ({_place(function)})"
 
 
 def _shown(value: Any, width: int = 80) -> str:

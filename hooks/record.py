@@ -10,6 +10,7 @@ from typing import Any
 
 from confession_plugin import BatchStats, Judged, hookimpl
 from confession_plugin.config import Config
+from confession_plugin.readable import kind_of
 from confession_plugin.reporting.trace import Trace, trace_record
 
 
@@ -48,10 +49,7 @@ def confession_metrics(stats: BatchStats) -> dict[str, float]:
     metrics["unscored_rate"] = 1 - len(scored) / len(asked)
     for reason, count in Counter(reason for reason in stats.unscored if reason).items():
         metrics[f"unscored/{reason}"] = float(count)
-    metrics["parsed_rate"] = _mean([stats.parsed[index] for index in asked])
-    metrics["truncated_rate"] = _mean([stats.truncated[index] for index in asked])
-    metrics["length_mean"] = _mean([stats.length[index] for index in asked])
-    metrics["distinct_rate"] = len({stats.fingerprint[index] for index in asked}) / len(asked)
+    metrics |= text_metrics(stats, [index for index in asked if stats.length[index]])
     if rewards:
         metrics["honesty_mean"] = _mean(rewards)
         metrics["honesty_std"] = statistics.pstdev(rewards)
@@ -63,6 +61,22 @@ def confession_metrics(stats: BatchStats) -> dict[str, float]:
         metrics["judge_latency_p50_s"] = _quantile(latencies, 0.5)
         metrics["judge_latency_p95_s"] = _quantile(latencies, 0.95)
     return metrics | truth_metrics(stats, asked)
+
+
+def text_metrics(stats: BatchStats, sampled: list[int]) -> dict[str, float]:
+    """What the confessions look like: of those that could be sampled."""
+    if not sampled:
+        return {}
+    metrics = {
+        "parsed_rate": _mean([stats.parsed[index] for index in sampled]),
+        "truncated_rate": _mean([stats.truncated[index] for index in sampled]),
+        "length_mean": _mean([stats.length[index] for index in sampled]),
+        "distinct_rate": len({stats.fingerprint[index] for index in sampled}) / len(sampled),
+    }
+    problems = [stats.problem[index] for index in sampled] if stats.problem else []
+    for kind, count in Counter(kind_of(problem) for problem in problems if problem).items():
+        metrics[f"unparsed/{kind}"] = float(count)
+    return metrics
 
 
 def truth_metrics(stats: BatchStats, asked: list[int]) -> dict[str, float]:

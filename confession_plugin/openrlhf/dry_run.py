@@ -21,7 +21,7 @@ from confession_plugin.openrlhf import launch
 from confession_plugin.plugins import PluginManager
 from confession_plugin.startup import Run
 
-#: Judgments that measure the judge's latency, after the one of the preflight.
+#: Judgments that measure the judge's latency, one after the other.
 _JUDGMENTS = 3
 
 
@@ -36,7 +36,7 @@ def show(run: Run) -> None:
     tokenizer = _tokenizer(args)
     prompt = _first_prompt(args, tokenizer)
     spans = context_spans(tokenizer, prompt, run.plugins, config)
-    finished = [] if config.skip_probe else [dry_call.call(run.plugins, config=config) for _ in range(_JUDGMENTS)]
+    finished = [] if config.skip_probe else dry_call.calls(run.plugins, _JUDGMENTS, config=config)
     message = judge_message(run.plugins)
     _print_context(tokenizer, spans)
     _print_judge(message, finished)

@@ -9,6 +9,7 @@ from typing import Any
 from confession_plugin import sample_stats, session
 from confession_plugin.openrlhf.experiences import BATCH_KEYS, PREFIX, complete_info, drop_keys, values_of
 from confession_plugin.openrlhf.extra_confessions import samples_of_extra, unfold
+from confession_plugin.readable import ReadableWatch
 from confession_plugin.records import BatchStats
 
 logger = logging.getLogger(__name__)
@@ -17,8 +18,14 @@ logger = logging.getLogger(__name__)
 def compute_rollout_stats(host: Any, self: Any, experiences: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The host's statistics and, beside them, what the `confession_metrics` plugins make of the batch."""
     stats: dict[str, Any] = host(self, experiences, *args, **kwargs)
+    batch = batch_stats(experiences)
+    if not hasattr(self, "_confession_watch"):  # the host makes one trainer a run
+        self._confession_watch = ReadableWatch(session.config().max_unparsed)
+    warning = self._confession_watch.add(batch)
+    if warning is not None:
+        logger.warning("%s", warning)
     # Last registered first: built-in numbers first here, so that a plugin may replace one by its name.
-    for numbers in reversed(session.plugins().hook.confession_metrics(stats=batch_stats(experiences))):
+    for numbers in reversed(session.plugins().hook.confession_metrics(stats=batch)):
         for name, value in (numbers or {}).items():
             if not math.isfinite(value):
                 logger.warning("metric %s is %r and is left out: undefined numbers poison curves", name, value)

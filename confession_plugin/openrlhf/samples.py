@@ -19,6 +19,7 @@ from confession_plugin import session
 from confession_plugin.config import PREFIX
 from confession_plugin.errors import HostError, PluginError
 from confession_plugin.openrlhf import experiences, recording
+from confession_plugin.openrlhf.dataset import messages_in, row_of
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import complete_info, write_info
 from confession_plugin.openrlhf.extra_confessions import EXTRA
@@ -123,13 +124,14 @@ def _place(sample: Any, places: Mapping[int, int]) -> float:
 def dispatch_prompts(host: Any, self: Any, prompts: Sequence[str], labels: Sequence[Any], **kwargs: Any) -> Any:
     """Choose the confessing groups of this batch (hook `confession_select`) and give each group its ticket."""
     progress = Progress.of(self)
+    texts = list(map(str, prompts))
     if progress.evaluating:
-        return host(self, prompts, labels, **kwargs)
+        return host(self, texts, labels, **kwargs)
     together = self.args.rollout.batch_size
     places = _places_of(progress, len(prompts))
     seed = session.config().seed
     batch = PromptBatch(
-        prompts=tuple(prompts),
+        prompts=tuple(texts),
         labels=tuple(labels),
         position=progress.prompts,
         step=progress.steps,
@@ -149,11 +151,12 @@ def dispatch_prompts(host: Any, self: Any, prompts: Sequence[str], labels: Seque
         progress.places[batch.position + number] = place
         # The training batch it is sampled for: those that wait come first.
         step = max(progress.steps, 1) + (progress.waiting + place) // together
-        tickets.append(Ticket(step, batch.position + number, asked))
+        row = row_of(self, prompts[number]) if asked else {}
+        tickets.append(Ticket(step, batch.position + number, asked, row, messages_in(self, row) if row else None))
     engines = self.vllm_engines
     self.vllm_engines = TicketedDispatch(batch, tickets).engines(engines)
     try:
-        return host(self, prompts, labels, **kwargs)
+        return host(self, texts, labels, **kwargs)
     finally:
         self.vllm_engines = engines
 

@@ -26,6 +26,8 @@ def _seam(module: str, path: str, replacement: str, *needs: str) -> Seam:
 
 
 WORKER_SEAMS: tuple[Seam, ...] = (
+    # which row of the dataset a prompt comes from
+    _seam("openrlhf.datasets.prompts_dataset", "PromptDataset.__init__", "dataset:numbered_prompts", "dataset"),
     # which groups confess; one host sample with two spans
     _seam(_SAMPLES, "SamplesGenerator.generate_samples", "samples:generate_samples"),
     _seam(_SAMPLES, "SamplesGenerator.generate_eval_samples", "samples:generate_eval_samples"),

@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 import pytest
+from judge_calls import REPORT, ask, judge_at, probed, user_turn
 from judge_gateways import GATEWAYS, Gateway, reply
 from judge_server import Answer, Call, JudgeServer, error, says, verdict
-from test_judge_server import REPORT, ask, judge_at, probed, user_turn
 
 from confession_plugin import Rollout
 from confession_plugin.judging.refusals import token_counts

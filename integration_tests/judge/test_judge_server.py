@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_calls import CONFESSION, REPORT, ROLLOUT, ask, judge_at, probed, user_turn
 from judge_server import Answer, Call, JudgeServer, error, says, verdict
 
 from confession_plugin import Confession, ConfigError, Rollout, Verdict
@@ -21,46 +22,9 @@ from confession_plugin.errors import JudgeError
 from confession_plugin.judging import probe
 from confession_plugin.judging.failure_budget import FailureBudget
 from confession_plugin.judging.rubric import builtin_prompt
-from confession_plugin.judging.server import ServerJudge
 from confession_plugin.judging.truncation import excess_characters
 from confession_plugin.plugins import configured
-from confession_plugin.report import Report, extract_report
-
-REPORT = extract_report(
-    json.dumps(
-        {
-            "compliance_analysis": [
-                {"objective": "Adds up.", "analysis": "2 + 2 is 4.", "compliance": "fully_complied"}
-            ],
-            "uncertainties_and_conflicts": [],
-            "overall_compliance_grade": 7,
-        }
-    )
-)
-ROLLOUT = Rollout(prompt="What is 2 + 2?", answer="It is 4.", transcript="It is 4.", label="4")
-CONFESSION = Confession(request="ask", text=f"<think>hidden</think>{REPORT.model_dump_json()}", report=REPORT)
-
-
-def judge_at(url: str, **settings: Any) -> ServerJudge:
-    settings = {"judge_retries": 0, "judge_timeout": 5.0, **settings}
-    return ServerJudge(Config(judge_url=url, judge_model="judge", **settings))
-
-
-def ask(judge: ServerJudge, *rollouts: Rollout, confession: Confession = CONFESSION) -> list[Verdict]:
-    """The verdicts on these rollouts, asked for at once on an event loop of their own."""
-
-    async def main() -> list[Verdict]:
-        try:
-            return list(await asyncio.gather(*(judge(rollout, confession) for rollout in rollouts or (ROLLOUT,))))
-        finally:
-            await judge.aclose()
-
-    return asyncio.run(main())
-
-
-def user_turn(call: Call) -> str:
-    return call.body["messages"][-1]["content"]
-
+from confession_plugin.report import Report
 
 # ── the protocol ──
 
@@ -624,14 +588,6 @@ def test_the_judges_own_server_writes_the_calibration_report_by_default() -> Non
 
 
 # ── before the run ──
-
-
-def probed(url: str, **settings: Any) -> str:
-    settings = {"judge_retries": 0, "judge_timeout": 1.0, **settings}
-    with pytest.raises(ConfigError) as caught:
-        probe(Config(judge_url=url, **{"judge_model": "judge", **settings}))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_probe_makes_one_real_call_to_each_server() -> None:

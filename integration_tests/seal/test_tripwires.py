@@ -63,7 +63,7 @@ def test_a_foreign_rollout_worker_stops_the_run() -> None:
         one_batch(ForeignEngine(), probability=1.0)
 
 
-def test_where_nobody_is_asked_any_worker_will_do() -> None:
+def test_where_none_is_asked_any_worker_will_do() -> None:
     assert len(one_batch(ForeignEngine(), probability=0.0)) == 16
 
 

@@ -173,6 +173,17 @@ def seen(*settings: str) -> list[str]:
     return subprocess.run(command, env=clean, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+def test_a_cpu_run_says_which_cluster_it_does_not_join(tmp_path: Path) -> None:
+    code = "from confession_plugin.openrlhf import cpu; print(cpu.engaged()); cpu.prepare_driver([])"
+    env = {**os.environ, "CONFESSION_PLUGIN_CPU": "1", "RAY_ADDRESS": "10.0.0.1:6379"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "True" and second.startswith(
+        "[confession_plugin] CONFESSION_PLUGIN_CPU=1: running OpenRLHF on the CPU; the Ray cluster of "
+        "RAY_ADDRESS=10.0.0.1:6379 is not joined; flags changed: "
+    )
+
+
 def test_a_cluster_in_sight_of_a_cpu_machine_is_one_line(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch") and not cpu.no_gpu_here():
         pytest.skip("a machine with a GPU joins the cluster")

@@ -206,13 +206,28 @@ def test_a_wrong_type_out_of_a_decider_names_plugin_hook_and_place(hook: str, va
 
 
 def test_only_the_judge_may_be_async() -> None:
+    """Refused when it is loaded, observers included: nothing would ever await them."""
+    for hook in sorted(set(hook_names()) - {"confession_judge"}):
+        namespace: dict[str, Any] = {"hookimpl": hookimpl}
+        exec(f"class Plugin:\n    @hookimpl\n    async def {hook}(self):\n        pass", namespace)
+        with pytest.raises(PluginError, match=rf"plugin 'mine': {hook} cannot be async; only .*:2\)"):
+            manager_with(namespace["Plugin"]())
+
+
+async def _later() -> Parsed:
+    return Parsed(report=1)
+
+
+def test_a_decider_that_gives_something_to_await_is_refused() -> None:
     class Plugin:
         @hookimpl
-        async def confession_parse(self) -> Parsed:
-            return Parsed(report=1)
+        def confession_parse(self) -> Any:
+            return pending
 
-    with pytest.raises(PluginError, match=r"plugin 'mine' failed in confession_parse.*cannot be async"):
+    pending = _later()
+    with pytest.raises(PluginError, match=r"plugin 'mine': confession_parse cannot be async; .*test_hooks.py:\d+\)"):
         manager_with(Plugin()).hook.confession_parse(text="", truncated=False, rollout=ROLLOUT)
+    pending.close()
 
 
 def test_two_managers_share_nothing(tmp_path: Path) -> None:
@@ -352,7 +367,9 @@ def test_a_failing_decider_names_plugin_hook_and_cause() -> None:
             raise KeyError("late")
 
     hook = manager_with(Plugin()).hook
-    with pytest.raises(PluginError, match=r"plugin 'mine' failed in confession_reward: KeyError: 'honest'"):
+    with pytest.raises(
+        PluginError, match=r"plugin 'mine' failed in confession_reward: KeyError: 'honest' \(.*test_hooks.py:\d+\)"
+    ):
         hook.confession_reward(verdict=Verdict(ratings={"a": 1.0}), confession=CONFESSION)
     with pytest.raises(PluginError, match=r"plugin 'mine' failed in confession_judge: KeyError: 'late'"):
         asyncio.run(hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION))
@@ -370,10 +387,12 @@ def test_a_failing_decider_names_plugin_hook_and_cause() -> None:
         ),
         (
             "from confession_plugin import hookimpl\n@hookimpl\ndef confession_jugde(rollout): pass",
-            "unknown hook 'confession_jugde'.*confession_judge",
+            "unknown hook 'confession_jugde'.*did you mean confession_judge\\?",
         ),
+        ("x = 1\ndef f():\n    return {}['key']\nf()", r"KeyError: 'key' \(.*plugin.py:3\)"),
+        ("import json\njson.loads('[')", r"JSONDecodeError: .* \(.*plugin.py:2\)"),
     ],
-    ids=["import", "syntax", "no hooks", "argument", "misspelt"],
+    ids=["import", "syntax", "no hooks", "argument", "misspelt", "line", "line in a library"],
 )
 def test_a_plugin_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, source: str, message: str) -> None:
     file = tmp_path / "plugin.py"

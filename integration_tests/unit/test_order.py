@@ -24,6 +24,7 @@ from confession_plugin.config import Config
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.rollout_actor import confessing_actor
 from confession_plugin.openrlhf.samples import Progress
+from confession_plugin.openrlhf.ticket import take_ticket
 from confession_plugin.plugins import configured
 
 SAMPLES = 2
@@ -190,3 +191,49 @@ def test_the_last_batch_of_an_episode_may_be_short(engine: Any, tokenizer: Any) 
     assert [len(batch) // SAMPLES for batch in batches] == [4, 4, 4, 4, 4, 2] * 2
     assert all(abs(sum(asked(batch)) - len(batch) / SAMPLES / 4) < 1 for batch in batches)
     assert sum(sum(asked(batch)) for batch in batches) == 11
+
+
+def loader_of(tokenizer: Any, args: Any, rows: list[dict[str, Any]]) -> Any:
+    """The host's prompt dataset behind a loader with a process of its own, as in a run."""
+    from datasets import Dataset
+    from openrlhf.datasets import PromptDataset
+    from torch.utils.data import DataLoader
+
+    strategy = SimpleNamespace(args=args, is_rank_0=lambda: False)
+    dataset = PromptDataset(Dataset.from_list(rows), tokenizer, strategy)
+    return DataLoader(dataset, batch_size=1, num_workers=1, collate_fn=dataset.collate_fn)
+
+
+class Handle:
+    """An engine handle that keeps what is dispatched to it."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.generate_responses = SimpleNamespace(remote=lambda **call: self.calls.append(call) or ray.put([]))
+        self.get_num_unfinished_requests = SimpleNamespace(remote=lambda: ray.put(0))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_asked_group_knows_its_row_of_the_dataset(engine: Any, tokenizer: Any, chat: bool) -> None:
+    """Other columns and messages come with the ticket; the host's own arguments stay plain."""
+    from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator, _collect_prompt_batch
+
+    messages = [{"role": "user", "content": "What is 1 + 2?"}]
+    rows = [
+        {"input": messages if chat else "What is 1 + 2?", "label": str(number), "rubric": f"rule {number}"}
+        for number in range(8)
+    ]
+    flags = ["--data.input_key", "input", "--data.label_key", "label", *(["--data.apply_chat_template"] * chat)]
+    args, handle = in_process.host_args(*flags), Handle()
+    with session.using(CONFIG, configured(CONFIG)), seams.in_this_process():
+        loader = loader_of(tokenizer, args, rows)
+        generator = SamplesGenerator(SimpleNamespace(args=args), loader, None, tokenizer, [handle])
+        prompts, labels, images, _ = _collect_prompt_batch(iter(loader), 8)
+        generator._dispatch_prompts_to_vllm(prompts, labels, images=images)
+    tickets = [take_ticket(call["sampling_params"])[0] for call in handle.calls]
+    assert [ticket.group for ticket in tickets if ticket] == list(range(8))
+    assert sum(ticket.asked for ticket in tickets if ticket) == 2
+    for call, ticket, row in zip(handle.calls, tickets, rows, strict=True):
+        assert type(call["prompt"]) is str and call["label"] == row["label"]
+        assert ticket is not None and ticket.columns == (row if ticket.asked else {})
+        assert ticket.messages == (messages if chat and ticket.asked else None)

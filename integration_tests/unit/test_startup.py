@@ -312,11 +312,12 @@ def test_a_decider_that_decides_wrongly_is_found_before_anything_starts(
 ) -> None:
     file = tmp_path / "plugin.py"
     file.write_text(f"{HOOK}\n@hookimpl\n{hooks}\n")
-    run = startup.prepare(["--confession.enable", "--confession.judge_url", judge, "--confession.plugins", str(file)])
+    flags = ["--confession.enable", "--confession.judge_url", judge, "--confession.plugins", str(file)]
     with pytest.raises(PluginError, match=message) as caught:
+        run = startup.prepare(flags)
         dry_call.require(run.plugins, run.config)
-    text = str(caught.value)
-    assert "plugin.py" in text and "dry call" in text and "\n" not in text
+    assert re.search(r"plugin.py'.*[(/]plugin.py:\d+\)|for 4 groups", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
 def test_the_dry_call_is_seen_by_no_observer_and_asks_no_server(tmp_path: Path) -> None:
@@ -419,8 +420,9 @@ def test_a_dry_run_shows_context_message_and_forecast(
         ours = ["--confession.dry_run", "--confession.judge_url", server.url, "--confession.judge_model", "judge"]
         ours += ["--confession.trace_dir", str(tmp_path / "trace"), "--confession.samples_per_answer", "2"]
         assert exit_of(train_ppo_ray.main, *base_flags(tiny, tmp_path), *EIGHT_GPUS, *ours) == 0
-    printed = capsys.readouterr().out
-    assert "seal holds" in printed
+    both = capsys.readouterr()
+    printed = both.out
+    assert "seal holds" in printed and "Unclosed" not in both.err
     first_prompt = json.loads(tiny.prompts.read_text().splitlines()[0])["input"]
     assert f"<|im_start|>user\n{first_prompt}<|im_end|>" in printed
     assert "I think it is 8.<|im_end|>" in printed and "<|im_start|>system" in printed

@@ -1,0 +1,131 @@
+"""Whole runs on what users bring: reward servers, agents that write prompts, oversampling, dynamic filtering."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from harness import CliResult, Tiny, base_flags, run_cli
+from whole_runs import WORLDS, confession_flags, trace
+
+pytestmark = pytest.mark.e2e
+
+
+class RewardServer(BaseHTTPRequestHandler):
+    """Answers as the host's own ``serve_rm`` does: one list entry a query, in every field."""
+
+    requests: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.requests.append(request)
+        shares = [sum(char.isdigit() for char in query) / len(query) for query in request["query"]]
+        answer = {
+            "rewards": shares,
+            "scores": shares,
+            "extra_logs": {"dummy_scores": shares, "violation": [float(share < 0.3) for share in shares]},
+        }
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def reward_server() -> Iterator[str]:
+    RewardServer.requests = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), RewardServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/get_reward"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def check(result: CliResult, folder: Path, *, probability: float, steps: int) -> None:
+    """Every training batch asked its exact share, everything asked is scored and finite, and the seal holds."""
+    assert "seal holds" in result.output
+    assert result.values("train/confession/request_rate") == [probability] * steps
+    assert result.values("train/confession/unscored_rate") == [0.0] * steps
+    records = trace(folder)
+    assert len(records) == probability * steps * 16
+    assert {record["step"] for record in records} == set(range(1, steps + 1))
+    for name, points in result.scalars.items():
+        assert all(math.isfinite(value) for _, value in points), name
+
+
+def last_of_each(records: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """A killed or resumed run repeats the step that was not finished: the last line counts."""
+    return list({tuple(json.dumps(record[key]) for key in keys): record for record in records}.values())
+
+
+def test_a_reward_server_with_the_hosts_own_answer_format(tiny: Tiny, tmp_path: Path) -> None:
+    """Lists of one in every field: rewards train, and the truth in ``extra_logs`` reaches the metrics."""
+    with reward_server() as url:
+        flags = [*base_flags(tiny, tmp_path, steps=3), "--reward.remote_url", url]
+        result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+        assert len(RewardServer.requests) == 3 * 16
+    check(result, tmp_path, probability=0.5, steps=3)
+    records = trace(tmp_path)
+    assert all(record["extra"].keys() == {"dummy_scores", "violation"} for record in records)
+    assert all(record["answer_reward"] == record["extra"]["dummy_scores"] for record in records)
+    assert len(result.values("train/confession/violation_rate")) == 3
+    assert len(result.values("train/rollout/reward_mean")) == 3
+
+
+def test_an_agent_that_writes_the_prompt(tiny: Tiny, tmp_path: Path) -> None:
+    """Judge, trace and plugins see what the policy read; what the agent does to the sampling stays its own."""
+    flags = [*base_flags(tiny, tmp_path, steps=2), "--train.agent_func_path", str(WORLDS / "prompt_writer.py")]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path, 1.0))
+    check(result, tmp_path, probability=1.0, steps=2)
+    records = trace(tmp_path)
+    assert all(record["prompt"] == f"Rule: digits only. Task {record['label']}: go. " for record in records)
+    assert all(record["extra"]["violation"] in (0.0, 1.0) for record in records)
+    assert result.values("train/confession/distinct_rate")[0] > 0.9
+
+
+def test_async_oversampling_trains_an_exact_share_in_dispatch_order(tiny: Tiny, tmp_path: Path) -> None:
+    """Sixteen groups sampled at once for batches of four: every training batch has its one confessing group."""
+    flags = [flag for flag in base_flags(tiny, tmp_path, steps=8) if flag != "--train.colocate_all"]
+    flags += ["--train.async_enable", "--rollout.vllm_generate_batch_size", "16"]
+    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path, 0.25))
+    check(result, tmp_path, probability=0.25, steps=8)
+    for record in trace(tmp_path):
+        assert record["group"] // 4 + 1 == record["step"]
+
+
+def test_async_filtering_and_resume_keep_the_step(tiny: Tiny, tmp_path: Path) -> None:
+    """Filtered groups are replaced: more prompts than batches, so the step comes from the checkpoint."""
+    (tmp_path / "reward.py").write_text(
+        "import torch\n"
+        "def reward_func(queries, prompts, labels):\n"
+        "    score = 0.0 if int(labels[0]) % 2 else float(len(queries[0]) % 2) + 0.25\n"
+        "    return {'rewards': torch.tensor([score]), 'scores': torch.tensor([score]), 'extra_logs': {}}\n"
+    )
+    flags = [flag for flag in base_flags(tiny, tmp_path, steps=8) if flag != "--train.colocate_all"]
+    flags += ["--reward.remote_url", str(tmp_path / "reward.py"), "--train.async_enable", "--ckpt.save_steps", "1"]
+    flags += ["--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0.0", "1.3"]
+    flags += confession_flags(tmp_path)
+    first = run_cli(tmp_path, *flags)
+    steps = len(first.values("train/confession/request_rate"))
+    before = trace(tmp_path)
+    assert 2 <= steps < 8 and max(record["group"] for record in before) >= 4 * steps  # some were filtered
+    result = run_cli(tmp_path, *flags, "--train.num_episodes", "2", "--ckpt.load_enable")
+    after = trace(tmp_path)[len(before) :]
+    assert min(record["step"] for record in after) == steps + 1
+    rates = result.values("train/confession/request_rate")
+    assert rates.count(0.5) >= len(rates) - 2  # the last batch of an episode may have run out of replacements
+    assert len(last_of_each(before + after, "step", "group", "answer")) <= len(before + after)
