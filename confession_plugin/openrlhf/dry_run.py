@@ -56,7 +56,13 @@ def context_spans(tokenizer: Any, prompt: str, plugins: PluginManager, config: C
     end = getattr(tokenizer, "eos_token_id", None)
     answer_ids = _ids(tokenizer, dry_call.CASE.answer) + ([] if end is None else [end])
     try:
-        ids = request_token_ids(tokenizer, request, prompt_ids + answer_ids, chat=config.request_format == "chat")
+        ids = request_token_ids(
+            tokenizer,
+            request,
+            prompt_ids + answer_ids,
+            chat=config.request_format == "chat",
+            answer_start=len(prompt_ids),
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return [("prompt", prompt_ids), ("answer (a stand-in)", answer_ids), ("request", list(ids))]

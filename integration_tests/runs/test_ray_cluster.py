@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import QUIET, RUN_ENV_VAR, die_with_parent, end_processes, run_cli
+from harness import QUIET, RUN_ENV_VAR, Tiny, base_flags, die_with_parent, end_processes, run_cli
+from whole_runs import confession_flags, trace
 
 KEY = "sk-never-to-be-written"
 PASSWORD = "proxy-pass-never-to-be-written"
@@ -118,3 +119,17 @@ def test_a_node_without_the_package_ends_the_run_with_one_line(tmp_path: Path) -
         result = run_cli(tmp_path, module="driver", env=settings, timeout=300, expect=2)
     last = result.output.strip().splitlines()[-1]
     assert re.match(r"confession: Ray node [\d.]+: no worker comes up: is confession-plugin installed there\?", last)
+
+
+@pytest.mark.e2e
+def test_a_foreign_ray_is_left_alone_by_a_run_on_the_cpu(tiny: Tiny, tmp_path: Path) -> None:
+    """``CONFESSION_PLUGIN_CPU=1`` trains beside it, and says which cluster it does not join."""
+    with ray_started({}) as (address, folder):
+        env = {"RAY_ADDRESS": address, "CONFESSION_PLUGIN_CPU": "1"}
+        result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), *confession_flags(tmp_path), env=env)
+        assert written(folder, "CONFESSION_PLUGIN_CONFIG") == []
+    assert f"the Ray cluster of RAY_ADDRESS={address} is not joined" in result.output
+    lines = trace(tmp_path)
+    assert len(result.values("train/confession/honesty_mean")) == 1 and len(lines) == 8
+    assert {line["schema"] for line in lines} == {1} and len({line["run"] for line in lines}) == 1
+    assert lines[0]["run"]

@@ -260,6 +260,7 @@ def test_with_enable_the_spy_does_see_the_seams(tiny: Tiny, tmp_path: Path) -> N
     spy.write_text(SPY)
     (tmp_path / "judge.py").write_text("def judge(rollout, confession): return 1.0")
     ours = ["--confession.enable", "--confession.judge_url", "judge.py", "--confession.max_new_tokens", "8"]
+    ours += ["--confession.max_request_tokens", "1500"]
     result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), "--reward.remote_url", str(spy), *ours)
     seen: Any = re.findall(r"SPY (\{.*?\})", result.output)
     assert seen and '"openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step"' in seen[0]

@@ -23,6 +23,9 @@ from confession_plugin.plugins import configured
 
 HOOK = "from confession_plugin import *\n"
 
+#: The tiny tokenizer makes some 1200 tokens of the built-in request.
+ROOM = ["--confession.max_request_tokens", "1500"]
+
 #: Notes each import and each configuration of itself, with the process's id.
 COUNTING = """
 import os
@@ -111,7 +114,7 @@ def test_audit_loads_and_configures_plugins_once(tmp_path: Path, judge: str, cou
 
 
 def test_seal_loads_and_configures_plugins_once(tmp_path: Path, tiny: Tiny, judge: str, counting: str) -> None:
-    flags = [*base_flags(tiny, tmp_path), "--confession.judge_url", judge, "--confession.plugins", counting]
+    flags = [*base_flags(tiny, tmp_path), *ROOM, "--confession.judge_url", judge, "--confession.plugins", counting]
     result = command("confession_plugin.seal", *flags, cwd=tmp_path)
     assert result.returncode == 0 and "seal holds" in result.stdout, result.stderr
     assert counted(tmp_path) == {"import": 1, "options": 1, "configure": 1}
@@ -121,7 +124,7 @@ def test_train_loads_and_configures_plugins_once_until_ray_starts(
     tmp_path: Path, tiny: Tiny, judge: str, counting: str
 ) -> None:
     """Ray cannot start: its sockets' paths are too long.  All that comes before has been done."""
-    flags = [*base_flags(tiny, tmp_path), "--confession.judge_url", judge, "--confession.plugins", counting]
+    flags = [*base_flags(tiny, tmp_path), *ROOM, "--confession.judge_url", judge, "--confession.plugins", counting]
     flags += ["--confession.enable", "--confession.max_new_tokens", "8"]
     too_long = tmp_path / ("x" * 120)
     too_long.mkdir()
@@ -409,7 +412,7 @@ def test_the_seal_command_wants_a_judge_and_asks_no_server(
     assert exit_of(seal.main, *base_flags(tiny, tmp_path)) == 2
     assert "no honesty judge" in our_line(capsys)
     nowhere = ["--confession.judge_url", "http://127.0.0.1:9/v1", "--confession.judge_model", "m"]
-    assert exit_of(seal.main, *base_flags(tiny, tmp_path), *EIGHT_GPUS, *nowhere) == 0
+    assert exit_of(seal.main, *base_flags(tiny, tmp_path), *EIGHT_GPUS, *ROOM, *nowhere) == 0
     assert "seal holds: group_norm" in capsys.readouterr().out
 
 
@@ -419,7 +422,7 @@ def test_a_dry_run_shows_context_message_and_forecast(
     with JudgeServer() as server:
         ours = ["--confession.dry_run", "--confession.judge_url", server.url, "--confession.judge_model", "judge"]
         ours += ["--confession.trace_dir", str(tmp_path / "trace"), "--confession.samples_per_answer", "2"]
-        assert exit_of(train_ppo_ray.main, *base_flags(tiny, tmp_path), *EIGHT_GPUS, *ours) == 0
+        assert exit_of(train_ppo_ray.main, *base_flags(tiny, tmp_path), *EIGHT_GPUS, *ROOM, *ours) == 0
     both = capsys.readouterr()
     printed = both.out
     assert "seal holds" in printed and "Unclosed" not in both.err
