@@ -61,7 +61,7 @@ seal-hosts: setup
 	    integration_tests/seal/test_seal_hosts.py $(ARGS) || exit 1; \
 	done
 
-# Every combination of the seal's matrix: 50 minutes of CPU time.
+# Every combination of the seal's matrix: about five hours of CPU time.
 seal-matrix: setup
 	@CONFESSION_SEAL_MATRIX=full $(VENV)/python -m pytest -p no:cacheprovider -q -s \
 	  integration_tests/seal/test_seal.py -k "matrix"

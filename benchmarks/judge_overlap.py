@@ -27,7 +27,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from confession_plugin.openrlhf.executor import ConfessingExecutor  # noqa: E402
-from confession_plugin.openrlhf.ticket import TICKET, Ticket  # noqa: E402
+from confession_plugin.openrlhf.ticket import Ticket, asking  # noqa: E402
 from confession_plugin.plugins import configured  # noqa: E402
 
 ROLLOUTS, ROUNDS, GOAL_S = 64, 3, 1.3
@@ -46,15 +46,16 @@ def wall_seconds(engine: Engine, tokenizer: Any, judge_url: str) -> float:
     executor = ConfessingExecutor(single_turn(engine), config, configured(config))
 
     async def rollout(number: int) -> Any:
-        TICKET.set(Ticket(step=1, group=number))
-        return await executor.execute(
-            prompt=f"<|im_start|>user\nWhat is 1 + {number}?<|im_end|>\n<|im_start|>assistant\n",
-            label="3",
-            sampling_params=params(),
-            max_length=MAX_LEN,
-            hf_tokenizer=tokenizer,
-            llm_engine=engine.actor,
-        )
+        sampling = params()
+        with asking(Ticket(step=1, group=number), sampling):
+            return await executor.execute(
+                prompt=f"<|im_start|>user\nWhat is 1 + {number}?<|im_end|>\n<|im_start|>assistant\n",
+                label="3",
+                sampling_params=sampling,
+                max_length=MAX_LEN,
+                hf_tokenizer=tokenizer,
+                llm_engine=engine.actor,
+            )
 
     async def all_of_them() -> float:
         started = time.perf_counter()

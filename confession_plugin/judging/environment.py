@@ -6,11 +6,10 @@ workers and the logs never hold it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -69,38 +68,3 @@ def variables(config: Config) -> list[str]:
     names = {config.judge_key_env, *named_in(config.judge_url, config.judge_calibration_url, config.judge_body)}
     names |= {*_PROXIES, *(name.upper() for name in _PROXIES), *_CERTIFICATES}
     return sorted(name for name in names if os.environ.get(name))
-
-
-def fingerprints(config: Config) -> dict[str, str]:
-    """A salted hash of each of `variables`: may be sent to another process and logged on the way."""
-    salt = os.urandom(8).hex()
-    return {name: f"{salt}:{_hash(salt, os.environ[name])}" for name in variables(config)}
-
-
-def differing(expected: Mapping[str, str]) -> list[str]:
-    """Names of variables that are missing in this process, or have another value than where `expected` was made."""
-    wrong = []
-    for name, mark in expected.items():
-        salt, _, digest = mark.partition(":")
-        if name not in os.environ or _hash(salt, os.environ[name]) != digest:
-            wrong.append(name)
-    return wrong
-
-
-def require_same(expected: Mapping[str, str]) -> None:
-    """Run this where judgments are made, with the `fingerprints` of where the run was started.
-
-    Raises:
-        ConfigError: names the variables that differ; no value is shown.
-    """
-    wrong = differing(expected)
-    if wrong:
-        raise ConfigError(
-            f"the judge needs the environment variables {', '.join(wrong)}, which a worker process has not, or with "
-            "another value than the shell this run was started in; set them before the cluster's processes are "
-            "started, on every node, and start those again"
-        )
-
-
-def _hash(salt: str, value: str) -> str:
-    return hashlib.sha256(f"{salt}{value}".encode("utf-8", "surrogateescape")).hexdigest()

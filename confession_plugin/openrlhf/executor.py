@@ -152,7 +152,7 @@ class VllmEngine:
         output = (await self._engine.generate(self._answered + self._request_ids, params)).outputs[0]
         reason = str(output.finish_reason)
         if reason in INTERRUPTED:
-            raise Unscored("aborted", f"the rollout engine ended the confession with finish_reason {reason!r}")
+            raise Unscored(Reason.ABORTED, f"the rollout engine ended the confession with finish_reason {reason!r}")
         ids = integers(output.token_ids)
         before = self._answered + self._request_ids
         return Sampled(

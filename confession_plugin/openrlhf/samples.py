@@ -143,22 +143,31 @@ def dispatch_prompts(host: Any, self: Any, prompts: Sequence[str], labels: Seque
     chosen = session.plugins().hook.confession_select(batch=batch)
     if chosen is None or len(chosen) != len(prompts):
         raise PluginError(f"confession_select gave {chosen!r} for {len(prompts)} groups; give one bool a group")
-    progress.prompts += len(prompts)
-    progress.chosen += sum(map(bool, chosen))
-    tickets = []
-    for number, (place, asked) in enumerate(zip(places, map(bool, chosen), strict=True)):
-        progress.asked[place : place + 1] = [asked]
-        progress.places[batch.position + number] = place
-        # The training batch it is sampled for: those that wait come first.
-        step = max(progress.steps, 1) + (progress.waiting + place) // together
-        row = row_of(self, prompts[number]) if asked else {}
-        tickets.append(Ticket(step, batch.position + number, asked, row, messages_in(self, row) if row else None))
+    tickets = _tickets_of(self, batch, prompts, places, chosen)
     engines = self.vllm_engines
     self.vllm_engines = TicketedDispatch(batch, tickets).engines(engines)
     try:
         return host(self, texts, labels, **kwargs)
     finally:
         self.vllm_engines = engines
+
+
+def _tickets_of(
+    generator: Any, batch: PromptBatch, prompts: Sequence[str], places: Sequence[int], chosen: Sequence[bool]
+) -> list[Ticket]:
+    """A ticket for every group, asked or not; the generator's progress counts them as dispatched."""
+    progress, tickets = Progress.of(generator), []
+    for number, (place, asked) in enumerate(zip(places, map(bool, chosen), strict=True)):
+        group = batch.position + number
+        progress.asked[place : place + 1] = [asked]
+        progress.places[group] = place
+        # The training batch it is sampled for: those that wait come first.
+        step = max(progress.steps, 1) + (progress.waiting + place) // batch.train_size
+        row = row_of(generator, prompts[number]) if asked else {}
+        tickets.append(Ticket(step, group, asked, row, messages_in(generator, row) if row else None))
+    progress.prompts += len(prompts)
+    progress.chosen += sum(map(bool, chosen))
+    return tickets
 
 
 def _places_of(progress: Progress, count: int) -> list[int]:

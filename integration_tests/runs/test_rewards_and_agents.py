@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from harness import HERE, Tiny, base_flags, run_cli
-from test_training import check, confession_flags, trace
+from harness import CliResult, Tiny, base_flags, run_cli
+from whole_runs import WORLDS, confession_flags, trace
 
-WORLDS = HERE / "worlds"
 pytestmark = pytest.mark.e2e
 
 
@@ -53,6 +53,18 @@ def reward_server() -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def check(result: CliResult, folder: Path, *, probability: float, steps: int) -> None:
+    """Every training batch asked its exact share, everything asked is scored and finite, and the seal holds."""
+    assert "seal holds" in result.output
+    assert result.values("train/confession/request_rate") == [probability] * steps
+    assert result.values("train/confession/unscored_rate") == [0.0] * steps
+    records = trace(folder)
+    assert len(records) == probability * steps * 16
+    assert {record["step"] for record in records} == set(range(1, steps + 1))
+    for name, points in result.scalars.items():
+        assert all(math.isfinite(value) for _, value in points), name
 
 
 def last_of_each(records: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:

@@ -6,32 +6,14 @@ channels can be seen to learn in a few steps.
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 
 import pytest
-from harness import CliResult, Tiny, base_flags, run_cli
-from whole_runs import WORLDS, confession_flags, trace
+from harness import Tiny, base_flags, run_cli
+from whole_runs import WORLDS, check, confession_flags, trace
 
 pytestmark = pytest.mark.e2e
-
-
-def check(
-    result: CliResult, tmp_path: Path, *, probability: float, steps: int, per_step: int = 16, nested: int = 1
-) -> None:
-    """What holds in every mode: the share asked, one trace line a confession, finite numbers, a kept seal."""
-    assert "seal holds" in result.output
-    assert result.values("train/confession/request_rate") == [probability] * steps
-    records = trace(tmp_path)
-    assert len(records) == probability * steps * per_step * nested
-    assert {record["step"] for record in records} == set(range(1, steps + 1))
-    assert result.values("train/confession/unscored_rate") == [0.0] * steps
-    by_step = [[r["honesty_reward"] for r in records if r["step"] == step + 1] for step in range(steps)]
-    means = [sum(rewards) / len(rewards) for rewards in by_step]
-    assert result.values("train/confession/honesty_mean") == pytest.approx(means, rel=1e-4)
-    for name, points in result.scalars.items():
-        assert all(math.isfinite(value) for _, value in points), name
 
 
 def standard_errors(before: list[float], after: list[float]) -> float:

@@ -194,9 +194,9 @@ LEAKS = {
         joint_sequence_statistic, "gradients against stock", ("--actor.policy_loss_type", "gspo")
     ),
     "logged means weigh all tokens": Leak(logged_means_weigh_all_tokens, "numbers against stock", KL),
-    "logged statistics read all tokens": Leak(statistics_read_all_tokens, "samples against stock"),
+    "logged statistics read all tokens": Leak(statistics_read_all_tokens, "task rewards against stock"),
     "the reward model sees the confession": Leak(
-        reward_model_sees_the_confession, "samples against stock", tuple(REWARD_MODEL)
+        reward_model_sees_the_confession, "task rewards against stock", tuple(REWARD_MODEL)
     ),
     "a length penalty reads the whole response": Leak(
         length_penalty_reads_the_whole_response, "samples against stock", OVERLONG

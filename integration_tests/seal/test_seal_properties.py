@@ -49,7 +49,7 @@ def test_task_rewards_do_not_reach_the_confession(name: str) -> None:
 def test_the_confessions_length_changes_nothing_on_the_answer(name: str, length: int) -> None:
     flags = [*estimator(name), "--algo.kl.use_loss", "--algo.kl.estimator", "k3"]
     plain, confessed = stock(flags), run(flags, COEF_0, confession_tokens=length)
-    assert compare.outcomes(plain, confessed) == 0
+    assert compare.outcomes(plain, confessed) == compare.shaped(plain, confessed) == 0
     assert compare.gradients(plain, confessed) < TOLERANCE
     assert compare.answer_numbers(plain, confessed) < TOLERANCE
     for one, other in zip(plain.experiences, confessed.experiences, strict=True):
@@ -101,7 +101,7 @@ def test_exclusive_answers_of_confessing_groups_take_no_gradient() -> None:
 
 def _where_trained(base: Pass) -> Any:
     """The base's rewards where answers train, others where they are context only."""
-    rewards = [float(sample["rewards"]) for sample in base.outcomes[:-1]]
+    rewards = [float(sample["rewards"]) for sample in base.outcomes]
     return lambda sample, group: rewards[sample] if group % 2 else 123.0 + sample
 
 
@@ -121,7 +121,7 @@ def test_penalties_read_the_answer_only() -> None:
     report = seal.check_seal(host_args(*flags), CONFIG)
     assert report.holds, report
     plain, penalised = stock(estimator("group_norm")), stock(flags)
-    assert compare.outcomes(plain, penalised) > 0  # the penalties do bite in this batch
+    assert compare.shaped(plain, penalised) > 0  # the penalties do bite in this batch
 
 
 def test_a_reward_model_sees_the_answer_only() -> None:

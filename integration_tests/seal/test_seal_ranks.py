@@ -34,12 +34,12 @@ MODES = {
 def one_step(flags: list[str], config: Config, rank: int, ranks: int) -> simulator.Trained:
     """One optimizer step on all 16 samples, of which this rank holds its share."""
     args = host_args(*flags, "--train.batch_size", "16", "--train.micro_batch_size", "4")
-    sketch = RandomRollouts(
+    rollouts = RandomRollouts(
         unscored=(2, 9), asked=(True, False, True, False), samples_per_answer=config.samples_per_answer
     )
     with seal.quiet(), simulator.one_process(), session.using(config, configured(config)), seams.in_this_process():
         bench = simulator.Simulator(args, world_size=ranks)
-        experiences = bench.experiences(bench.samples(responses(sketch)))  # 4 of 4 samples each
+        experiences = bench.experiences(bench.samples(responses(rollouts)))  # 4 of 4 samples each
         share = len(experiences) // ranks
         return bench.train(experiences[rank * share : (rank + 1) * share])
 

@@ -63,7 +63,7 @@ def test_a_foreign_rollout_worker_stops_the_run() -> None:
         one_batch(ForeignEngine(), probability=1.0)
 
 
-def test_where_nobody_is_asked_any_worker_will_do() -> None:
+def test_where_none_is_asked_any_worker_will_do() -> None:
     assert len(one_batch(ForeignEngine(), probability=0.0)) == 16
 
 
@@ -101,7 +101,7 @@ PENALTIES: dict[str, list[str]] = {
 def test_no_penalty_of_the_hosts_changes_an_honesty_reward(name: str, penalty: str) -> None:
     plain, penalised = run(estimator(name)), run([*estimator(name), *PENALTIES[penalty]])
     assert compare.on_masks(plain, penalised, masks_of(plain, CONFIG)) == 0
-    assert compare.outcomes(plain, penalised) > 0  # and the answers' rewards did change
+    assert compare.shaped(plain, penalised) > 0  # and the answers' rewards did change
 
 
 def counts_tokens(experiences: list[Any], args: Any) -> None:
@@ -121,7 +121,7 @@ def test_a_penalty_that_counts_tokens_is_switched_off_by_its_settings() -> None:
     plain = run(estimator("group_norm"))
     penalised = _with_penalty(counts_tokens, PENALTIES["overlong"])
     assert compare.on_masks(plain, penalised, masks_of(plain, CONFIG)) == 0
-    assert compare.outcomes(plain, penalised) > 0
+    assert compare.shaped(plain, penalised) > 0
 
 
 def test_an_unknown_penalty_stops_the_run() -> None:

@@ -206,7 +206,7 @@ def test_a_wrong_type_out_of_a_decider_names_plugin_hook_and_place(hook: str, va
 
 
 def test_only_the_judge_may_be_async() -> None:
-    """Refused when it is loaded, observers included: nobody would ever await them."""
+    """Refused when it is loaded, observers included: nothing would ever await them."""
     for hook in sorted(set(hook_names()) - {"confession_judge"}):
         namespace: dict[str, Any] = {"hookimpl": hookimpl}
         exec(f"class Plugin:\n    @hookimpl\n    async def {hook}(self):\n        pass", namespace)

@@ -49,7 +49,9 @@ def engine() -> Iterator[Any]:
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**CONFIG.to_env(), "PYTHONPATH": path}
     ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=folder, runtime_env={"env_vars": environment})
-    yield confessing_actor(OrderedEngine).remote()
+    with session.using(CONFIG):
+        handle = confessing_actor(OrderedEngine).remote()
+    yield handle
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import in_process
 import numpy as np
 import pytest
 import torch
+from harness import Tiny
 
 from confession_plugin import session
 from confession_plugin.config import Config
@@ -133,53 +134,55 @@ def test_a_missing_reward_stays_the_hosts_business() -> None:
     assert sample.rewards is None and sample.scores is None and "reward" not in sample.info
 
 
-class Letters:
-    """A tokenizer of letters."""
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Tiny) -> Any:
+    from transformers import AutoTokenizer
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text]}
-
-    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
-        return "".join(map(chr, ids))
+    return AutoTokenizer.from_pretrained(tiny.model)
 
 
-IDS = [ord(letter) for letter in "ask: yes"]
+def encoded(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text=text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @pytest.mark.parametrize(
-    "ids",
+    "kind",
     [
-        IDS,
-        tuple(IDS),
-        np.array(IDS),
-        np.array(IDS, dtype=np.int32),
-        np.array(IDS, dtype=np.uint16),
-        torch.tensor(IDS),
-        torch.tensor(IDS, dtype=torch.int32),
-        [torch.tensor(one) for one in IDS],
-        [np.int64(one) for one in IDS],
+        list,
+        tuple,
+        np.array,
+        lambda ids: np.array(ids, dtype=np.int32),
+        lambda ids: np.array(ids, dtype=np.uint16),
+        torch.tensor,
+        lambda ids: torch.tensor(ids, dtype=torch.int32),
+        lambda ids: [torch.tensor(one) for one in ids],
+        lambda ids: [np.int64(one) for one in ids],
     ],
 )
-def test_token_ids_of_any_integer_type(ids: Any) -> None:
+def test_token_ids_of_any_integer_type(tokenizer: Any, kind: Any) -> None:
+    prompt, answer = encoded(tokenizer, "ask: "), encoded(tokenizer, "9876")
+    start, length = len(prompt), len(prompt) + 2  # the host cuts the answer after two tokens
     made = response(
         prompt="ask: ",
-        observation_tokens=ids,
-        action_ranges=[(np.int64(5), torch.tensor(8))],
-        rollout_log_probs=torch.arange(8.0),
+        observation_tokens=kind(prompt + answer),
+        action_ranges=[(np.int64(start), torch.tensor(start + len(answer)))],
+        rollout_log_probs=torch.arange(float(start + len(answer))),
         extra_logs={"violation": [1], "note": "text"},
     )
-    answered = answered_tokens(made, 7)
-    assert answered == IDS[:7] and all(type(one) is int for one in answered)
-    rollout = describe_rollout(made, answered, Ticket(step=2, group=3), 1, Letters())
-    assert (rollout.prompt, rollout.answer, rollout.transcript) == ("ask: ", "ye", "ye")
-    assert rollout.answer_spans == ((5, 7),) and rollout.token_ids == tuple(answered)
-    assert rollout.log_probs == tuple(floats(range(7))) and rollout.extra == {"violation": 1.0}
-    assert (rollout.step, rollout.group, rollout.sample) == (2, 3, 1)
+    answered = answered_tokens(made, length)
+    assert answered == (prompt + answer)[:length] and all(type(one) is int for one in answered)
+    rollout = describe_rollout(made, answered, Ticket(step=2, group=3), 1, tokenizer)
+    words = tokenizer.decode(answer[:2])
+    assert (rollout.prompt, rollout.answer, rollout.transcript) == ("ask: ", words, words)
+    assert rollout.visible_answer == words and rollout.answer_spans == ((start, length),)
+    assert rollout.token_ids == tuple(answered) and rollout.log_probs == tuple(floats(range(length)))
+    assert rollout.extra == {"violation": 1.0} and (rollout.step, rollout.group, rollout.sample) == (2, 3, 1)
 
 
-@pytest.mark.parametrize(("read", "shown"), [("ask: ", "ask: "), ("sk: ", "sk: "), ("Rule. ask: ", "Rule. ask: ")])
-def test_the_prompt_is_what_the_policy_read(read: str, shown: str) -> None:
+@pytest.mark.parametrize("read", ["ask: ", "sk: ", "Rule. ask: "])
+def test_the_prompt_is_what_the_policy_read(tokenizer: Any, read: str) -> None:
     """As it was given, cut on the left by the host, or written by an agent's ``reset``."""
-    ids = [ord(letter) for letter in read + "yes"]
-    made = response(prompt="ask: ", observation_tokens=ids, action_ranges=[(len(read), len(ids))])
-    assert describe_rollout(made, ids, Ticket(step=1, group=0), 0, Letters()).prompt == shown
+    ids, start = encoded(tokenizer, read) + encoded(tokenizer, "yes"), len(encoded(tokenizer, read))
+    made = response(prompt="ask: ", observation_tokens=ids, action_ranges=[(start, len(ids))])
+    assert describe_rollout(made, ids, Ticket(step=1, group=0), 0, tokenizer).prompt == read

@@ -52,15 +52,18 @@ def outcomes(one: Pass, other: Pass) -> float:
     """Largest change of what the host reads off samples besides their tokens."""
     if len(one.outcomes) != len(other.outcomes):
         return math.inf
-    worst = 0.0
-    for a, b in zip(one.outcomes, other.outcomes, strict=True):
-        if a.keys() != b.keys():
-            return math.inf
-        for name in a:
-            change = distance(a[name], b[name])
-            # A mean over as many numbers and some zeros: the same sum in another order.
-            worst = max(worst, change if name != "kl" or change > TOLERANCE else 0.0)
-    return worst
+    return max(_tensors(a, b) for a, b in zip(one.outcomes, other.outcomes, strict=True))
+
+
+def shaped(one: Pass, other: Pass) -> float:
+    """Largest change of the task rewards as they train, after reward model and penalties, and of the answers' KL."""
+    # The KL is a mean over as many numbers and some zeros: the same sum in another order.
+    kl = distance(one.shaped["kl"], other.shaped["kl"])
+    return max(distance(one.shaped["rewards"], other.shaped["rewards"]), kl if kl > TOLERANCE else 0.0)
+
+
+def _tensors(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    return max(distance(one[name], other[name]) for name in one) if one.keys() == other.keys() else math.inf
 
 
 def on_masks(one: Pass, other: Pass, masks: Sequence[Tensor]) -> float:
@@ -97,7 +100,12 @@ def _logged(passed: Pass) -> dict[str, float]:
 
 
 def _numbers(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    return max(distance(_number(value), _number(other[name])) / max(abs(value), 1.0) for name, value in one.items())
+    worst = 0.0
+    for name, value in one.items():
+        change = distance(_number(value), _number(other[name]))
+        # Not `change / max(abs(value), 1)` alone: inf / nan is nan, and no maximum keeps a nan.
+        worst = max(worst, change / max(abs(value), 1.0) if math.isfinite(change) else math.inf)
+    return worst
 
 
 def _number(value: float) -> Tensor:

@@ -24,6 +24,9 @@ class Pass:
     """One rollout batch through the host: samples, experiences, gradients."""
 
     outcomes: list[dict[str, torch.Tensor]]
+    """What the host reads off each sample besides its tokens."""
+    shaped: dict[str, torch.Tensor]
+    """Task rewards after reward model and penalties, and the mean KL of the answers, (N,) in prompt order."""
     experiences: list[Any]
     trained: simulator.Trained
     rollout_stats: dict[str, float]
@@ -54,13 +57,12 @@ def one_pass(
     experiences = bench.experiences(samples)
     rewards = torch.cat([one.rewards for one in experiences])
     order = torch.tensor([index for one in experiences for index in one.index]).argsort()
-    # After the reward model and the length penalties.
-    seen.append({"shaped rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]})
+    shaped = {"rewards": rewards[order], "kl": torch.cat([one.info["kl"] for one in experiences])[order]}
     if trains is not None:
         experiences = [one for one in experiences if trains(one.index[0])]
     trained = bench.train(experiences) if train else simulator.Trained([], [])
     # Unfolded: every confession is a row of what the masks and differences look at.
-    return Pass(seen, [unfold(one) for one in experiences], trained, bench.rollout_stats)
+    return Pass(seen, shaped, [unfold(one) for one in experiences], trained, bench.rollout_stats)
 
 
 def masks_of(passed: Pass, config: Config, *, answer: bool = False) -> list[torch.Tensor]:

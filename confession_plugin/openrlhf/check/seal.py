@@ -71,8 +71,10 @@ class SealReport:
 
     @property
     def broken(self) -> Comparison:
-        """The first comparison that does not hold."""
-        return next(one for one in self.comparisons if not one.holds)
+        """The comparison that does not hold; the nearest to the cause where several do not."""
+        data_way = (_SAMPLES, _ADVANTAGES, _STEP)
+        broken = [one for one in self.comparisons if not one.holds]
+        return min(broken, key=lambda one: (data_way.index(one.seam), "stock" in one.name))
 
     def __str__(self) -> str:
         if not self.holds:
@@ -160,6 +162,7 @@ class _Check:
         self._against_stock("random honesty rewards", stock, base)
         for where, moved in self._other_honesty():
             self._compare("honesty -> samples", _SAMPLES, compare.outcomes(base, moved), where)
+            self._compare("honesty -> task rewards", _ADVANTAGES, compare.shaped(base, moved), where)
             change = compare.on_masks(base, moved, answers)
             self._compare("honesty -> answer advantages", _ADVANTAGES, change, where)
             if moved.trained.actor:
@@ -228,7 +231,7 @@ class _Check:
             "confessions of one token": {"confession_tokens": 1},
             "long confessions": {"confession_tokens": 24, "unscored": ()},
             "none asked": {"asked": (False,)},
-            "everybody asked": {"asked": (True,)},
+            "every group asked": {"asked": (True,)},
         }
         if self.rollouts.with_rewards:
             changes["rewards as lists of one"] = {"rewards_as": "list"}
@@ -283,6 +286,7 @@ class _Check:
 
     def _against_stock(self, where: str, stock: Pass, ours: Pass) -> None:
         self._compare("samples against stock", _SAMPLES, compare.outcomes(stock, ours), where)
+        self._compare("task rewards against stock", _ADVANTAGES, compare.shaped(stock, ours), where)
         if self.config.answer_training == "exclusive":
             return
         self._compare("gradients against stock", _STEP, compare.gradients(stock, ours), where, TOLERANCE)
