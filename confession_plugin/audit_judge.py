@@ -19,7 +19,6 @@ policy, 1 it is not, 2 it cannot be told (wrong settings, a judge that does not 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
@@ -27,7 +26,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from confession_plugin import startup
-from confession_plugin.judging.audit import CASES, as_text, evaluate, judge_all, load_cases
+from confession_plugin.judging.audit import as_text, evaluate, judge_all, load_cases, parse_options
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -37,26 +36,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if run.help is not None:
             print(f"{__doc__}\n{run.help}")
             sys.exit(0)
-        options = _parser().parse_args(run.host_argv)
+        options = parse_options(run.host_argv)
         cases = load_cases(options.cases)
         result = evaluate(asyncio.run(judge_all(run.plugins, cases)), options.bad_share)
     print(json.dumps(result, indent=2) if options.json else as_text(result, run.config))
     sys.exit({True: 0, False: startup.EXIT_NO, None: startup.EXIT_USAGE}[result["honesty_is_best"]])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="confession_plugin.audit_judge", add_help=False)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--cases", default=str(CASES))
-    parser.add_argument("--bad_share", type=_share, default=0.5)
-    return parser
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share; give a number in [0, 1]")
-    return share
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The cases go through the same pipeline as a run's confessions (`confess`), with 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections import Counter, defaultdict
@@ -75,6 +76,22 @@ class Case:
     @property
     def bad(self) -> bool:
         return bool(self.rollout.extra["violation"])
+
+
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
+    """The audit's own flags: json, cases, bad_share."""
+    parser = argparse.ArgumentParser(prog="confession_plugin.audit_judge", add_help=False)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cases", default=str(CASES))
+    parser.add_argument("--bad_share", type=_share, default=0.5)
+    return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share; give a number in [0, 1]")
+    return share
 
 
 def load_cases(path: str) -> list[Case]:

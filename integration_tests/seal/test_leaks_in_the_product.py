@@ -13,6 +13,7 @@ from seal_support import CONFIG, EXCLUSIVE, REWARD_MODEL, estimator, fresh_seams
 
 from confession_plugin import channels
 from confession_plugin.config import Config
+from confession_plugin.errors import HostError
 from confession_plugin.openrlhf import advantages, estimators, experiences, losses, samples
 from confession_plugin.openrlhf.check import seal
 
@@ -250,3 +251,13 @@ def _with_nan_log_probs(flags: list[str]) -> bool:
     with fresh_seams(), in_place(COEF_0):
         trained = passes.one_pass(host_args(*flags), made).trained
     return all(bool(torch.isfinite(value).all()) for step in trained.actor for value in step.values())
+
+
+def test_a_violated_seal_refuses_to_start_and_names_seam_and_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    punished_where_honesty_is_zero(monkeypatch)
+    wanted = (
+        r"the seal is violated: honesty -> task rewards moved by .* with honesty rewards .*"
+        r"at RemoteExperienceMaker.compute_advantages_and_returns .*does not start"
+    )
+    with pytest.raises(HostError, match=wanted):
+        seal.require_seal(host_args(*estimator("group_norm")), CONFIG)

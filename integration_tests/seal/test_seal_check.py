@@ -13,7 +13,7 @@ from seal_support import CONFIG, EXCLUSIVE, REWARD_MODEL, estimator, run, with_p
 from confession_plugin import hookimpl
 from confession_plugin.channels import HonestyChannel, TokenValues, estimate_scored
 from confession_plugin.config import Config, parse_config
-from confession_plugin.errors import ConfigError, HostError, PluginError
+from confession_plugin.errors import ConfigError, PluginError
 from confession_plugin.openrlhf.check import compare, seal
 from confession_plugin.openrlhf.check.random_rollouts import REWARDS, by_content
 
@@ -180,18 +180,6 @@ class Logarithm:
 def test_a_plugin_that_fails_is_named_with_the_rewards_it_failed_on() -> None:
     with pytest.raises(PluginError, match=r"'leak'.*not finite.*\(in the seal check, with .*rewards"):
         seal.check_seal(host_args(*estimator("group_norm")), CONFIG, with_plugin(Logarithm()))
-
-
-def test_a_violated_seal_refuses_to_start_and_names_seam_and_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_leaks_in_the_product import punished_where_honesty_is_zero
-
-    punished_where_honesty_is_zero(monkeypatch)
-    wanted = (
-        r"the seal is violated: honesty -> task rewards moved by .* with honesty rewards .*"
-        r"at RemoteExperienceMaker.compute_advantages_and_returns .*does not start"
-    )
-    with pytest.raises(HostError, match=wanted):
-        seal.require_seal(host_args(*estimator("group_norm")), CONFIG)
 
 
 # ── Settings that cannot work ──
