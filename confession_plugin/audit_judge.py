@@ -26,7 +26,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from confession_plugin import startup
-from confession_plugin.judging.audit import as_text, evaluate, judge_all, load_cases, parse_options
+from confession_plugin.judging.audit import CASES, as_text, evaluate, judge_all, load_cases, parse_options
+
+__all__ = ["CASES", "load_cases", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
