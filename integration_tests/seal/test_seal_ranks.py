@@ -14,7 +14,7 @@ from in_process import host_args
 from confession_plugin import session
 from confession_plugin.config import Config
 from confession_plugin.openrlhf import seams
-from confession_plugin.openrlhf.check import seal, simulator
+from confession_plugin.openrlhf.check import compare, seal, simulator
 from confession_plugin.openrlhf.check.random_rollouts import RandomRollouts, responses
 from confession_plugin.plugins import configured
 
@@ -69,5 +69,5 @@ def test_ranks_and_accumulation_take_the_same_step(name: str, mode: str, two_ran
     alone = one_step(SETTINGS[name], MODES[mode], 0, 1)
     actor, critic = two_ranks[name, mode]
     assert len(alone.actor) == len(actor) == 1
-    assert seal.largest_change(alone.actor, actor) < 1e-5
-    assert seal.largest_change(alone.critic, critic) < 1e-5
+    assert compare.largest_change(alone.actor, actor) < 1e-5
+    assert compare.largest_change(alone.critic, critic) < 1e-5
