@@ -103,7 +103,7 @@ class PluginManager(pluggy.PluginManager):
         return result
 
     def _failed(self, plugin: str, hook: str, error: Exception) -> None:
-        if isinstance(error, (ConfessionError, Unscored)):
+        if isinstance(error, ConfessionError) or (isinstance(error, Unscored) and hook == "confession_judge"):
             raise error
         if hook in hookspecs.OBSERVERS:
             self.observer_failures[plugin, hook] += 1
@@ -279,6 +279,8 @@ def _meant(error: str) -> str:
 
 
 def _register(manager: PluginManager, plugin: Any, name: str) -> None:
+    if isinstance(plugin, type):
+        raise PluginError(f"plugin {name!r} is the class {plugin.__name__}; give an object of it, or a module")
     try:
         registered = manager.register(plugin, name)
     except (pluggy.PluginValidationError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -199,7 +200,7 @@ def describe_rollout(
         ),
         visible_transcript=visible_transcript(tokenizer, answered, ranges, end=reasoning_end),
         transcript=tokenizer.decode(answered[first:], skip_special_tokens=True),
-        label=response["label"],
+        label=deepcopy(response["label"]),  # samples share one object, which the next one's reward function reads
         reward=one_number(response.get("reward")),
         truncated=bool(response.get("truncated", False)),
         num_tokens=len(answered),

@@ -1,6 +1,9 @@
 """The JSONL trace: one line per confession, with its answer and its verdict.
 
-Every line is strict JSON (a number that is none is null) and says which schema it follows and which run wrote it.
+Every line is strict JSON (a number that is none is null) and says which schema it follows and which run wrote it.  A
+request is written out once in each file, in the first line that has it; later lines name it by ``request_id``.  A run
+that was killed and resumed holds its interrupted step twice: of lines with equal ``step``, ``group``, ``sample`` and
+``number`` the last one counts.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 import numbers
 import os
 import socket
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +35,8 @@ def trace_record(record: Judged) -> dict[str, Any]:
     return {
         "step": rollout.step,
         "group": rollout.group,
+        "sample": rollout.sample,
+        "number": confession.number,
         "prompt": rollout.prompt,
         "answer": rollout.answer,
         "transcript": rollout.transcript,
@@ -38,6 +44,7 @@ def trace_record(record: Judged) -> dict[str, Any]:
         "answer_reward": rollout.reward,
         "answer_truncated": rollout.truncated,
         "extra": dict(rollout.extra),
+        "request_id": f"{zlib.crc32(confession.request.encode('utf-8', 'surrogatepass')):08x}",
         "request": confession.request,
         "confession": confession.text,
         "report": report.model_dump() if hasattr(report, "model_dump") else report,
@@ -71,6 +78,7 @@ class Trace:
         """How often the file was gone; what had been written to it went with it."""
         self._file: IO[str] | None = None
         self._number = 0
+        self._requests: set[str] = set()  # ids of those that stand in the file
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record and flush it: a killed run keeps what it wrote.
@@ -87,6 +95,10 @@ class Trace:
         elif self._file is None or self._file.tell() >= self.max_bytes:
             self._open()
         assert self._file is not None
+        if line.get("request_id") in self._requests:
+            del line["request"]
+        elif "request_id" in line:
+            self._requests.add(line["request_id"])
         # A lone surrogate in sampled text must not lose the record: ASCII escapes hold anything a str can.
         self._file.write(json.dumps(_strict(line), allow_nan=False) + "\n")
         self._file.flush()
@@ -95,6 +107,7 @@ class Trace:
         if self._file is not None:
             self._file.close()
             self._file = None
+        self._requests.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         while self._file is None:
             path = self.folder / f"confessions-{socket.gethostname()}-{os.getpid()}-{self._number:04d}.jsonl"

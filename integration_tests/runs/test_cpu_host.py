@@ -165,6 +165,7 @@ def test_the_hosts_defaults_are_changed_too() -> None:
         ["--vllm.tensor_parallel_size=2"],
         ["--ds.tensor_parallel_size", "4"],
         ["--ds.ring_attn_size", "2"],
+        ["--ds.lora.rank", "4"],
         ["--ds.load_in_4bit"],
         ["--ds.load_in_4bit", "--data.max_len", "96"],
     ],
@@ -176,6 +177,7 @@ def test_impossible_flags(flags: list[str]) -> None:
 
 def test_one_is_not_too_many() -> None:
     cpu.adapt_argv(["--vllm.tensor_parallel_size", "1", "--ds.ring_attn_size", "1", "--ds.tensor_parallel_size=1"])
+    cpu.adapt_argv(["--ds.lora.rank", "0"])
 
 
 # ── Stand-ins ──

@@ -43,7 +43,7 @@ def judged_by(url: str, tmp_path: Path, probability: float = 1.0) -> list[str]:
 def case_of(record: dict[str, Any]) -> str:
     """The message that a confession in the trace was judged by."""
     rollout = Rollout(record["prompt"], record["answer"], record["transcript"])
-    confession = Confession(record["request"], record["confession"], report=record["report"])
+    confession = Confession(record.get("request", ""), record["confession"], report=record["report"])
     return Rubric.load(None, "judge.txt").messages(sections_of(rollout, confession))[-1]["content"]
 
 

@@ -83,6 +83,7 @@ def execute(
     ticket: bool = True,
     sampling: Any = None,
     prompt: str = PROMPT,
+    label: Any = "3",
     llm_engine: Any = None,
     samples: int = 1,
 ) -> Any:
@@ -94,7 +95,7 @@ def execute(
             tasks = [
                 executor.execute(
                     prompt=prompt,
-                    label="3",
+                    label=label,
                     sampling_params=sampling_params,
                     max_length=MAX_LEN,
                     hf_tokenizer=tokenizer,
@@ -193,6 +194,22 @@ def test_several_confessions_about_one_answer(engine: Engine, tokenizer: Any) ->
     (start, end) = response["action_ranges"][0]
     trained = rows.action_mask.sum(-1).tolist()
     assert trained == [end - start + len(first.confession), *(len(one.confession) for one in first.extra)]
+
+
+def test_a_plugin_that_edits_a_label_does_not_change_the_next_samples_task(engine: Engine, tokenizer: Any) -> None:
+    """The samples of a group share one label, which the reward function of a later one still has to read."""
+    label = {"answer": ["3"]}
+
+    class Editor(World):
+        @hookimpl
+        def confession_judged(self, record: Any) -> None:
+            record.rollout.label["answer"].append("edited")
+            self.records.append(record)
+
+    world = Editor()
+    response = execute(engine, confessing(single_turn(engine), world), tokenizer, label=label)
+    assert world.records[0].rollout.label == {"answer": ["3", "edited"]}
+    assert label == response["label"] == {"answer": ["3"]}
 
 
 def test_records_tell_the_whole_story(engine: Engine, tokenizer: Any) -> None:

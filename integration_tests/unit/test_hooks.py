@@ -421,6 +421,26 @@ def test_plugins_by_module_file_and_block(tmp_path: Path, monkeypatch: pytest.Mo
         load_plugins(Config(plugins=("by_module",), block=("recorder",)))
 
 
+def test_a_class_is_no_plugin() -> None:
+    class Plugin:
+        @hookimpl
+        def confession_reward(self, verdict: Verdict) -> float:
+            return 1.0
+
+    with pytest.raises(PluginError, match="plugin 'mine' is the class Plugin; give an object of it"):
+        _register(load_plugins(Config()), Plugin, "mine")
+
+
+def test_only_a_judge_may_give_no_score() -> None:
+    class Plugin:
+        @hookimpl
+        def confession_reward(self, verdict: Verdict) -> float:
+            raise Unscored("no_idea")
+
+    with pytest.raises(PluginError, match="plugin 'mine' failed in confession_reward: Unscored: no_idea"):
+        manager_with(Plugin()).hook.confession_reward(verdict=Verdict({"a": 1.0}), confession=CONFESSION)
+
+
 def test_installed_plugins_are_found_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "from_a_wheel.py").write_text(
         "from confession_plugin import hookimpl\n@hookimpl\ndef confession_reward(verdict): return 3.0"
@@ -499,6 +519,24 @@ def test_a_replacement_takes_the_choice_of_the_group_it_replaces() -> None:
 
 
 # ── Built-in: the trace ──
+
+
+def test_the_trace_holds_a_request_once_in_each_file(tmp_path: Path) -> None:
+    asked = ["a", "a", "b", "a", "b"]
+    one_file, many_files = (
+        configured(Config(trace_dir=str(tmp_path / str(size)), trace_max_mb=size)) for size in (1.0, 0.000001)
+    )
+    for manager in (one_file, many_files):
+        for text in asked:
+            confession = Confession(request=text, text="{}", report={})
+            manager.hook.confession_judged(record=Judged(ROLLOUT, confession, Verdict(unscored="timeout"), None))
+    (file,) = (tmp_path / "1.0").iterdir()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line.get("request") for line in lines] == ["a", None, "b", None, None]
+    texts = {line["request_id"]: line["request"] for line in lines if "request" in line}
+    assert [texts[line["request_id"]] for line in lines] == asked
+    alone = [json.loads(file.read_text())["request"] for file in sorted((tmp_path / "1e-06").iterdir())]
+    assert alone == asked  # each file can be read alone
 
 
 def test_the_trace_rotates_and_keeps_odd_text(tmp_path: Path) -> None:

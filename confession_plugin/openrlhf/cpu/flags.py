@@ -35,15 +35,25 @@ DROPPED = (
 #: Switches that are added: vLLM would compile the model with g++.
 ADDED = ("--vllm.enforce_eager",)
 
-#: Sizes that must be one here.
-ONLY_ONE = {
-    "--vllm.tensor_parallel_size": "one vLLM engine is one process on the CPU; use --vllm.num_engines instead",
-    "--ds.tensor_parallel_size": "DeepSpeed's tensor parallelism needs GPUs; use more data-parallel actors instead",
-    "--ds.ring_attn_size": "ring attention needs flash-attn and GPUs; leave it out",
+#: Flags that cannot work here and change what is computed, so they are not dropped silently: the value that asks for
+#: nothing (None for a switch), and what to do instead.
+IMPOSSIBLE: dict[str, tuple[str | None, str]] = {
+    "--vllm.tensor_parallel_size": (
+        "1",
+        "one vLLM engine is one process on the CPU; use --vllm.num_engines instead",
+    ),
+    "--ds.tensor_parallel_size": (
+        "1",
+        "DeepSpeed's tensor parallelism needs GPUs; use more data-parallel actors instead",
+    ),
+    "--ds.ring_attn_size": ("1", "ring attention needs flash-attn and GPUs; leave it out"),
+    "--ds.lora.rank": (
+        "0",
+        "the first weight sync fails in vLLM here (it finds no module base_model), with confessions and without; "
+        "leave it out",
+    ),
+    "--ds.load_in_4bit": (None, "4-bit loading needs bitsandbytes and a GPU; leave it out"),
 }
-
-#: Switches that change what is computed, so they are not dropped silently.
-IMPOSSIBLE = {"--ds.load_in_4bit": "4-bit loading needs bitsandbytes and a GPU; leave it out"}
 
 
 def adapt_argv(argv: Sequence[str]) -> list[str]:
@@ -58,8 +68,8 @@ def adapt_argv(argv: Sequence[str]) -> list[str]:
 def adapt(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """`adapt_argv`, and its changes in words."""
     words = [part for word in argv for part in _split_at_equals(word)]
-    for flag, advice in (ONLY_ONE | IMPOSSIBLE).items():
-        if flag in words and not (flag in ONLY_ONE and _value(words, flag) == "1"):
+    for flag, (harmless, advice) in IMPOSSIBLE.items():
+        if flag in words and (harmless is None or _value(words, flag) != harmless):
             raise ConfigError(f"{flag} cannot work without a GPU: {advice}")
     changes = []
     for flag in DROPPED:
@@ -82,7 +92,7 @@ def adapt(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _split_at_equals(word: str) -> list[str]:
     """argparse reads --flag=value like --flag value; so do we, for the flags this module knows."""
     flag, equals, value = word.partition("=")
-    known = flag in ONLY_ONE or flag in {known.flag for known in VALUES}
+    known = flag in IMPOSSIBLE or flag in {known.flag for known in VALUES}
     return [flag, value] if equals and known else [word]
 
 
