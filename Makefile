@@ -33,7 +33,7 @@ demo: setup
 test: setup
 	@$(VENV)/python -m pytest -p no:cacheprovider $(ARGS)
 
-# Units, the judge on real sockets, the seal without its matrix; nothing that is marked slow.
+# Units, the judge on real sockets, the seal without its matrix; nothing that is marked slow.  Two minutes of CPU time.
 SEAL := integration_tests/seal/test_seal.py
 test-quick: setup
 	@$(VENV)/python -m pytest -p no:cacheprovider -q -m "not e2e and not slow" --deselect $(SEAL)::test_matrix \

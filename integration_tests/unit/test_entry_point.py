@@ -140,6 +140,7 @@ def fake_host(folder: Path, version: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
 
 
+@pytest.mark.slow
 def test_an_untested_host_version(folder: Path) -> None:
     env = fake_host(folder, "0.99.0")
     flags = ("--confession.enable", "--confession.judge_url", "judge.py")
@@ -152,12 +153,14 @@ def test_an_untested_host_version(folder: Path) -> None:
     assert result.returncode == 2 and "unrecognized arguments: --no.such.host.flag" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_hosts_own_errors_stay_the_hosts(folder: Path) -> None:
     result = command("--data.max_len", "many", cwd=folder)
     assert result.returncode == 2
     assert "argument --data.max_len: invalid int value: 'many'" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -178,6 +181,7 @@ def test_combinations_with_the_hosts_flags(folder: Path, tiny: Tiny, flags: list
 # ── Help, and one typed place for all flags ──
 
 
+@pytest.mark.slow
 def test_help_shows_theirs_then_ours(tmp_path: Path) -> None:
     result = command("--help", cwd=tmp_path)
     assert result.returncode == 0

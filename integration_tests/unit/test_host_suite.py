@@ -19,6 +19,7 @@ def host_tests() -> Path:
     return Path(spec.origin).parents[1] / "tests"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_answer", [1, 3])
 def test_the_hosts_own_tests_pass_with_the_seams_in_place(tmp_path: Path, samples_per_answer: int) -> None:
     if not (host_tests() / "test_samples_generator.py").exists():

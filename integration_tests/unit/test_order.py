@@ -215,6 +215,7 @@ class Handle:
         self.get_num_unfinished_requests = SimpleNamespace(remote=lambda: ray.put(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [True, False])
 def test_an_asked_group_knows_its_row_of_the_dataset(engine: Any, tokenizer: Any, chat: bool) -> None:
     """Other columns and messages come with the ticket; the host's own arguments stay plain."""

@@ -113,6 +113,7 @@ def test_audit_loads_and_configures_plugins_once(tmp_path: Path, judge: str, cou
     assert counted(tmp_path) == {"import": 1, "options": 1, "configure": 1}
 
 
+@pytest.mark.slow
 def test_seal_loads_and_configures_plugins_once(tmp_path: Path, tiny: Tiny, judge: str, counting: str) -> None:
     flags = [*base_flags(tiny, tmp_path), *ROOM, "--confession.judge_url", judge, "--confession.plugins", counting]
     result = command("confession_plugin.seal", *flags, cwd=tmp_path)
@@ -120,6 +121,7 @@ def test_seal_loads_and_configures_plugins_once(tmp_path: Path, tiny: Tiny, judg
     assert counted(tmp_path) == {"import": 1, "options": 1, "configure": 1}
 
 
+@pytest.mark.slow
 def test_train_loads_and_configures_plugins_once_until_ray_starts(
     tmp_path: Path, tiny: Tiny, judge: str, counting: str
 ) -> None:
