@@ -58,7 +58,19 @@ def trace_record(record: Judged) -> dict[str, Any]:
         "judge": verdict.detail,
         "judge_latency_s": round(verdict.latency_s, 4),
         "honesty_reward": record.reward,
+        **_without_reasoning(record),
     }
+
+
+def _without_reasoning(record: Judged) -> dict[str, str]:
+    """What the judge was shown of each text, where that is not the whole text."""
+    rollout, confession = record.rollout, record.confession
+    texts = {
+        "visible_answer": (rollout.visible_answer, rollout.answer),
+        "visible_transcript": (rollout.visible_transcript, rollout.transcript),
+        "visible_confession": (confession.visible, confession.text),
+    }
+    return {name: seen for name, (seen, whole) in texts.items() if seen is not None and seen != whole}
 
 
 class Trace:

@@ -42,8 +42,19 @@ def judged_by(url: str, tmp_path: Path, probability: float = 1.0) -> list[str]:
 
 def case_of(record: dict[str, Any]) -> str:
     """The message that a confession in the trace was judged by."""
-    rollout = Rollout(record["prompt"], record["answer"], record["transcript"])
-    confession = Confession(record.get("request", ""), record["confession"], report=record["report"])
+    rollout = Rollout(
+        record["prompt"],
+        record["answer"],
+        record["transcript"],
+        visible_answer=record.get("visible_answer", record["answer"]),
+        visible_transcript=record.get("visible_transcript", record["transcript"]),
+    )
+    confession = Confession(
+        record.get("request", ""),
+        record["confession"],
+        visible=record.get("visible_confession", record["confession"]),
+        report=record["report"],
+    )
     return Rubric.load(None, "judge.txt").messages(sections_of(rollout, confession))[-1]["content"]
 
 
