@@ -311,9 +311,9 @@ def test_a_judge_killed_for_good_stops_the_run_and_its_last_checkpoint_resumes(t
     assert found and 33 <= int(found[1]) == int(found[2])
     assert f"; the last: connection: {judge.url}: Cannot connect to host" in line
     assert line.endswith("; fix the judge, or raise --confession.max_unscored (now 0.5)")
-    # Half of 64 may be lost, and was; none of it is a number.
+    # Half of 64 may be lost; the one that was too much, and those under way beside it, are in the trace as well.
     lost = [record for record in before if record["unscored"]]
-    assert len(lost) == 32
+    assert 33 <= len(lost) <= 33 + per_step
     for record in lost:
         check_unscored(record, "connection", judge.url)
     # Every second step was saved; the steps after the last checkpoint are done again.
