@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from in_process import host_args
+from in_process import fresh_seams, host_args
 
-from confession_plugin import patching, session
+from confession_plugin import session
 from confession_plugin.config import Config
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.check import passes, simulator
 from confession_plugin.openrlhf.check.passes import Pass
 from confession_plugin.openrlhf.check.random_rollouts import RandomRollouts, responses
 from confession_plugin.plugins import PluginManager, configured
+
+__all__ = ["fresh_seams", "host_args"]  # for the tests, beside what is defined here
 
 CONFIG = Config(enable=True)
 COEF_0 = Config(enable=True, coef=0.0)
@@ -58,13 +60,3 @@ def with_plugin(plugin: object) -> PluginManager:
     manager = configured(CONFIG)
     manager.register(plugin, "leak")
     return manager
-
-
-@contextmanager
-def fresh_seams() -> Iterator[None]:
-    """Seams resolve their replacement once; a mutated one must be looked up again, and forgotten after."""
-    patching.replacement_of.cache_clear()
-    try:
-        yield
-    finally:
-        patching.replacement_of.cache_clear()
