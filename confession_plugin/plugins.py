@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,33 +64,71 @@ class PluginManager(pluggy.PluginManager):
         if registered is not None:
             for caller in self.get_hookcallers(plugin) or ():
                 for impl in caller.get_hookimpls():
-                    if impl.plugin is plugin and not (impl.hookwrapper or impl.wrapper):
+                    if impl.plugin is plugin:
                         # pluggy has no hook around one implementation; its call loop reads this attribute.
-                        _refuse_async(registered, caller.name, impl.function)
-                        impl.function = self._guard(registered, caller.name, impl.function)  # type: ignore[misc]
+                        guard = self._guard_wrapper if impl.hookwrapper or impl.wrapper else self._guard
+                        impl.function = guard(registered, caller.name, impl.function)  # type: ignore[misc]
         return registered
 
     def _guard(self, plugin: str, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        _refuse_async(plugin, hook, function)
+
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = function(*args, **kwargs)
             except Exception as error:
                 return self._failed(plugin, hook, error)
-            if inspect.isawaitable(result):
-                if hook != "confession_judge":
-                    raise PluginError(_only_the_judge(plugin, hook, function))
-                return guarded_await(result)
-            return self._checked(plugin, hook, function, result)
-
-        async def guarded_await(pending: Awaitable[Any]) -> Any:
-            try:
-                result = await pending
-            except Exception as error:
-                return self._failed(plugin, hook, error)
-            return self._checked(plugin, hook, function, result)
+            return self._finished(plugin, hook, function, result)
 
         return guarded
+
+    def _guard_wrapper(self, plugin: str, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same for a wrapper, which runs up to its ``yield``, and on with what the hooks inside gave."""
+        _refuse_async(plugin, hook, function)
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Generator[None, Any, Any]:
+            try:
+                wrapper = function(*args, **kwargs)
+                next(wrapper)
+            except Exception as error:
+                self._failed(plugin, hook, _started(error))
+                return (yield)
+            try:
+                inside, go_on = (yield), wrapper.send
+            except Exception as error:
+                inside, go_on = error, wrapper.throw
+            try:
+                go_on(inside)
+            except StopIteration as end:
+                return end.value if end.value is inside else self._finished(plugin, hook, function, end.value)
+            except Exception as error:
+                if error is not inside:
+                    self._failed(plugin, hook, error)
+            else:
+                self._failed(plugin, hook, RuntimeError("a wrapper has one yield, this one has a second"))
+            if isinstance(inside, Exception):
+                raise inside
+            return inside
+
+        return guarded
+
+    def _finished(self, plugin: str, hook: str, function: Callable[..., Any], result: Any) -> Any:
+        """What an implementation gave, checked; a pending verdict is checked when it is there."""
+        if not inspect.isawaitable(result):
+            return self._checked(plugin, hook, function, result)
+        if hook != "confession_judge":
+            raise PluginError(_only_the_judge(plugin, hook, function))
+
+        async def guarded(pending: Awaitable[Any]) -> Any:
+            try:
+                verdict = await pending
+            except Exception as error:
+                return self._failed(plugin, hook, error)
+            return self._checked(plugin, hook, function, verdict)
+
+        return guarded(result)
 
     def _checked(self, plugin: str, hook: str, function: Callable[..., Any], result: Any) -> Any:
         if result is not None and hook in hookspecs.DECIDERS:
@@ -179,7 +217,14 @@ def fresh_copies(manager: PluginManager, config: Config, hooks: Collection[str])
 
 def _fresh_copy(plugin: object, name: str) -> object:
     if not isinstance(plugin, ModuleType):
-        return copy.deepcopy(plugin)
+        try:
+            return copy.deepcopy(plugin)
+        except Exception as error:
+            raise PluginError(
+                f"plugin {name!r}: the seal check needs a copy of this {type(plugin).__name__} object, and it cannot "
+                f"be copied ({type(error).__name__}: {' '.join(str(error).split())}); make locks, files and "
+                "connections on first use, or give the class a __deepcopy__"
+            ) from error
     spec = plugin.__spec__
     if spec is None or spec.loader is None:
         raise PluginError(f"plugin {name!r} has no file to load it from again; give it by a file or a.module")
@@ -310,6 +355,10 @@ def _refuse_async(plugin: str, hook: str, function: Callable[..., Any]) -> None:
 
 def _only_the_judge(plugin: str, hook: str, function: Callable[..., Any]) -> str:
     return f"plugin {plugin!r}: {hook} cannot be async; only confession_judge can ({place_of(function)})"
+
+
+def _started(error: Exception) -> Exception:
+    return RuntimeError("a wrapper has one yield, this one has none") if isinstance(error, StopIteration) else error
 
 
 def _shown(value: Any, width: int = 80) -> str:
