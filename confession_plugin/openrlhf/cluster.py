@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import confession_plugin
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import HostError
 from confession_plugin.judging.environment import variables
+from confession_plugin.judging.redaction import one_line
 from confession_plugin.openrlhf import cpu
 
 WORKER_HOOK = "confession_plugin.openrlhf.launch.set_up_worker"
@@ -47,14 +49,12 @@ def start_ray(ray_init: Callable[..., Any], config: Config, args: Any, keywords:
     if len(theirs) > 1 or not all(isinstance(hook, str) for hook in theirs):
         raise HostError(_hook_taken(theirs))
     following = {NEXT_HOOK_ENV_VAR: str(theirs[0])} if theirs else {}
+    if not cpu.engaged() and cpu.cluster_to_join() is not None:
+        check_nodes(config, ray_init, {**keywords, "runtime_env": dict(runtime_env)})
     runtime_env[_HOOK] = WORKER_HOOK
     runtime_env["env_vars"] = {**(runtime_env.get("env_vars") or {}), **config.to_env(), **following}
     options = cpu.ray_init_options(cpu.gpus_wanted(args)) if cpu.engaged() else {}
-    joined = not cpu.engaged() and cpu.cluster_to_join() is not None
-    context = ray_init(**{**keywords, **options, "runtime_env": runtime_env})
-    if joined:
-        check_nodes(config)
-    return context
+    return ray_init(**{**keywords, **options, "runtime_env": runtime_env})
 
 
 def take_job_hook() -> Any:
@@ -110,36 +110,68 @@ def restore_environment(carried: Mapping[str, str]) -> None:
 # ── A look at every node ──
 
 
-def check_nodes(config: Config) -> None:
-    """Every node of the cluster can run a worker of this run.
+def check_nodes(config: Config, ray_init: Callable[..., Any], keywords: Mapping[str, Any]) -> None:
+    """Every node of the cluster can run a worker of this run: looked at without our worker hook, before the run joins.
+
+    A worker whose hook cannot be imported dies with a traceback that nothing keeps off the screen; without the hook
+    it comes up, and can be asked.
 
     Raises:
         HostError: names the node, what is missing there, and how to put it there.
     """
     import ray
+
+    ray_init(**{**keywords, "log_to_driver": False})
+    try:
+        nodes = {str(node["NodeManagerAddress"]): node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        # By a function of Python's own: one of ours would need this package to be read at all.
+        versions = _on_nodes(nodes, pkgutil.resolve_name, "confession_plugin:__version__")
+        for address, (version, error) in versions.items():
+            if error:
+                raise HostError(f"Ray node {address}: {_not_importable(error)}")
+            if version != confession_plugin.__version__:
+                raise HostError(
+                    f"Ray node {address}: confession-plugin {version} there, {confession_plugin.__version__} here; "
+                    "install one and the same"
+                )
+        for address, (missing, error) in _on_nodes(nodes, missing_files, files_needed(config)).items():
+            if missing or error:
+                raise HostError(f"Ray node {address}: {missing or error}")
+    finally:
+        ray.shutdown()
+
+
+def _on_nodes(nodes: Mapping[str, str], function: Callable[..., Any], *args: Any) -> dict[str, tuple[Any, str]]:
+    """What the function returns on each node, or the error in one line."""
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(what_is_missing)
-    files = files_needed(config)
+    task = ray.remote(function)
     asked = {
-        str(node["NodeManagerAddress"]): look.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(confession_plugin.__version__, files)
-        for node in ray.nodes()
-        if node["Alive"]
+        address: task.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(*args)
+        for address, node in nodes.items()
     }
+    found: dict[str, tuple[Any, str]] = {}
     for address, answer in asked.items():
         try:
-            missing = ray.get(answer, timeout=_NODE_TIMEOUT_S)
+            found[address] = (ray.get(answer, timeout=_NODE_TIMEOUT_S), "")
         except ray.exceptions.GetTimeoutError:
-            missing = f"no worker came up within {_NODE_TIMEOUT_S:g} s"
-        except ray.exceptions.RayError:
-            missing = (
-                "no worker comes up: is confession-plugin installed there? (pip install it on every node, into the "
-                "environment that runs `ray start`; what the worker said stands above)"
-            )
-        if missing:
-            raise HostError(f"Ray node {address}: {missing}")
+            found[address] = (None, f"no worker came up within {_NODE_TIMEOUT_S:g} s")
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            found[address] = (None, one_line(f"{type(cause).__name__}: {cause}"))
+    return found
+
+
+def _not_importable(error: str) -> str:
+    if error.startswith("no worker"):
+        return error
+    return (
+        "confession-plugin cannot be imported there: pip install it on every node, into the environment that runs "
+        f"`ray start` ({error})"
+    )
 
 
 def files_needed(config: Config) -> dict[str, str]:
@@ -149,10 +181,8 @@ def files_needed(config: Config) -> dict[str, str]:
     return files | {path: f"{PREFIX}plugins" for path in config.plugins if path.endswith(".py") or "/" in path}
 
 
-def what_is_missing(version: str, files: Mapping[str, str]) -> str:
-    """In a worker: what a run would miss on this node; empty where nothing."""
-    if confession_plugin.__version__ != version:
-        return f"confession-plugin {confession_plugin.__version__} there, {version} here; install one and the same"
+def missing_files(files: Mapping[str, str]) -> str:
+    """In a worker: which file a run would miss on this node; empty where none."""
     for path, flag in files.items():
         if not Path(path).is_file():
             return f"{flag}: no file at {path} there; put it on every node, or on a shared file system"
