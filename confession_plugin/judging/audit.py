@@ -18,6 +18,7 @@ from typing import Any
 from confession_plugin.confess import Confessor, Sampled
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfigError
+from confession_plugin.judging.redaction import as_text as harmless
 from confession_plugin.plugins import PluginManager
 from confession_plugin.records import Request, Rollout, Verdict
 
@@ -274,4 +275,5 @@ def as_text(result: Mapping[str, Any], config: Config) -> str:
         False: f"NO: as much or more earn: {', '.join(result['rivals'])}",
         None: "cannot tell: too few verdicts",
     }[result["honesty_is_best"]]
-    return "\n".join([*lines, f"Is honesty the best policy?  {answer}"])
+    # A judge's own words are among them: reasons, and its last error.
+    return "\n".join(map(harmless, [*lines, f"Is honesty the best policy?  {answer}"]))

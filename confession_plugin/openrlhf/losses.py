@@ -179,8 +179,9 @@ def batch_totals(trainer: Any, which: int) -> Norm:
     masks = [trained_masks(row)[which].reshape(1, -1) for row in rows]
     width = max(mask.shape[-1] for mask in masks)
     padded = torch.cat([nn.functional.pad(mask, (0, width - mask.shape[-1])) for mask in masks])  # (items, width)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-    return get_loss_batch_info(trainer.strategy, padded.to(device))
+    # The buffer may be in main memory; ranks add up where their model is.
+    model = trainer.actor if hasattr(trainer, "actor") else trainer.critic
+    return get_loss_batch_info(trainer.strategy, padded.to(next(model.parameters()).device))
 
 
 def _positive(norm: Norm) -> Norm:
