@@ -79,7 +79,7 @@ def describe_turn_change(
     if count > budget:
         raise ConfigError(
             f"{PREFIX}max_request_tokens: the request takes {count} tokens, not {budget}; "
-            f"give {count} or a shorter {PREFIX}request_path"
+            f"give {count} or a shorter request ({PREFIX}request compact, {PREFIX}request_path)"
         )
     if change is None:
         return f"request: plain text, {count} of {budget} tokens"

@@ -60,6 +60,9 @@ class Config(BaseModel):
         le=10_000_000,
         description="Context reserved for the request that asks for the confession, in tokens.",
     )
+    request: Literal["full", "compact"] = Field(
+        "full", description="Built-in request. compact: under 100 tokens, for policies that know the report's format."
+    )
     request_path: str | None = Field(None, description="Text file with the request, in place of the built-in wording.")
     request_role: Literal["auto", "system", "user"] = Field(
         "auto", description="Turn of the request. auto: system, or user where the chat template refuses that."
@@ -317,6 +320,10 @@ def check_config(config: Config) -> None:
         flag = PREFIX + ("judge_url" if name == "judge_file" else name)
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{flag}: no file at {path}; give the path of an existing file")
+    if config.request_path is not None and config.request != "full":
+        raise ConfigError(
+            f"{PREFIX}request {config.request} and {PREFIX}request_path are two requests; leave one of them out"
+        )
     if config.judge_urls:
         from confession_plugin.judging.endpoints import check_urls
 

@@ -10,6 +10,9 @@ from confession_plugin import Parsed, PromptBatch, Request, Rollout, hookimpl
 from confession_plugin.config import Config
 from confession_plugin.report import parse_report
 
+#: What ``--confession.request`` names.
+BUILT_IN = {"full": "request.txt", "compact": "request_compact.txt"}
+
 
 class Inject:
     """Decides who confesses, what is asked, and how the report is read."""
@@ -18,7 +21,7 @@ class Inject:
     def confession_configure(self, config: Config) -> None:
         """Read the request once."""
         self.probability = config.probability
-        path = config.request_path or Path(__file__).parent / "prompts" / "request.txt"
+        path = config.request_path or Path(__file__).parent / "prompts" / BUILT_IN[config.request]
         text = Path(path).read_text(encoding="utf-8")
         self.request = Request(text=text.strip(), role="user" if config.request_role == "user" else "system")
 

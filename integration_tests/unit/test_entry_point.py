@@ -96,6 +96,11 @@ def folder(tmp_path: Path) -> Path:
             "--confession.judge_url http://127.0.0.1:9/v1 --confession.judge_model m --confession.judge_retries 0",
             r"judge_url.*127.0.0.1:9",
         ),
+        ("--confession.judge_url judge.py --confession.request brief", r'request: "brief" .* one of full, compact'),
+        (
+            "--confession.judge_url judge.py --confession.request compact --confession.request_path judge.py",
+            r"request compact and --confession.request_path are two requests; leave one of them out",
+        ),
         ("--confession.judge_url judge.py --confession.request_path no.txt", r"request_path: no file at .*no.txt"),
         (
             "--confession.judge_url judge.py --confession.plugins broken.py",

@@ -251,6 +251,8 @@ def test_two_managers_share_nothing(tmp_path: Path) -> None:
     assert all(one.hook.confession_select(batch=batch)) and not any(other.hook.confession_select(batch=batch))
     assert one.hook.confession_request(rollout=ROLLOUT).text == "Mine."
     assert other.hook.confession_request(rollout=ROLLOUT).text != "Mine."
+    compact = configured(Config(request="compact")).hook.confession_request(rollout=ROLLOUT).text
+    assert compact == (ROOT / "hooks" / "prompts" / "request_compact.txt").read_text().strip()
     assert one.hook.confession_reward(verdict=rubric, confession=CONFESSION) == 1.0
     assert other.hook.confession_reward(verdict=rubric, confession=CONFESSION) == pytest.approx(1 / 3)
     assert other.hook.confession_judge(rollout=ROLLOUT, confession=CONFESSION) is None
