@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
@@ -58,6 +58,20 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Written:
+    """One confession that nothing has judged yet."""
+
+    rollout: Rollout
+    """The answer it is about."""
+    confession: Confession
+    """What the policy wrote, and what could be read of it."""
+    sampled: Sampled | None
+    """None where nothing was sampled."""
+    unscored: Unscored | None = None
+    """Why nothing was sampled, for a reason that is not the policy's."""
+
+
+@dataclass(frozen=True)
 class Finished:
     """One confession with everything that was decided about it."""
 
@@ -65,6 +79,12 @@ class Finished:
     """Its texts, verdict and reward, as observers see them."""
     sampled: Sampled | None
     """None where nothing was sampled."""
+    observer_failures: int = 0
+    """Observers that failed when they were shown it."""
+
+
+_Next = TypeVar("_Next")
+_Confessed = TypeVar("_Confessed", Written, Finished)
 
 
 class Confessor:
@@ -78,6 +98,7 @@ class Confessor:
 
     def __init__(self, plugins: PluginManager, *, samples_per_answer: int = 1, budget: FailureBudget | None = None):
         self._hook = plugins.hook
+        self._failures = plugins.observer_failures
         self._samples_per_answer = samples_per_answer
         self._budget = budget
 
@@ -88,22 +109,39 @@ class Confessor:
             PluginError: a plugin decided wrongly.
             JudgeError: too many confessions have no score.
         """
+        return await self._all(rollout, engine, self.judge)
+
+    async def write(self, rollout: Rollout, engine: Engine) -> list[Written]:
+        """The same confessions, each to be given to `judge` later, or never: nothing about them is recorded yet."""
+        return await self._all(rollout, engine, _as_it_is)
+
+    async def judge(self, written: Written) -> Finished:
+        """What a written confession earns; shown to the observers, counted against the budget."""
+        rollout, confession = written.rollout, written.confession
+        if written.unscored is not None:  # the engine's doing, not the policy's: no score
+            verdict = Verdict(unscored=written.unscored.reason, detail=written.unscored.detail)
+            return self._record(Judged(rollout, confession, verdict, None), None)
+        verdict = await self._verdict(rollout, confession)
+        return self._record(Judged(rollout, confession, verdict, self._reward(verdict, confession)), written.sampled)
+
+    async def _all(self, rollout: Rollout, engine: Engine, then: Callable[[Written], Awaitable[_Next]]) -> list[_Next]:
+        """Sample every confession about one answer; what comes next for one does not wait for the others."""
         request: Request = self._decided("confession_request", rollout=rollout)
         try:
             engine.prepare(request)
         except Unscored as error:
-            return [self._unsampled(rollout, request, 0, error)]
-        return list(
-            await asyncio.gather(
-                *(self._one(rollout, request, engine, number) for number in range(self._samples_per_answer))
-            )
-        )
+            return [await then(_unsampled(rollout, request, 0, error))]
 
-    async def _one(self, rollout: Rollout, request: Request, engine: Engine, number: int) -> Finished:
+        async def one(number: int) -> _Next:
+            return await then(await self._written(rollout, request, engine, number))
+
+        return list(await asyncio.gather(*map(one, range(self._samples_per_answer))))
+
+    async def _written(self, rollout: Rollout, request: Request, engine: Engine, number: int) -> Written:
         try:
             sampled = await engine.sample(number)
         except Unscored as error:
-            return self._unsampled(rollout, request, number, error)
+            return _unsampled(rollout, request, number, error)
         visible = sampled.text if sampled.visible is None else sampled.visible
         parsed: Parsed = self._decided("confession_parse", text=visible, truncated=sampled.truncated, rollout=rollout)
         if parsed.problem == Unreadable.EMPTY.value and sampled.text.strip():
@@ -124,8 +162,7 @@ class Confessor:
             token_ids=tuple(sampled.token_ids),
             log_probs=None if sampled.log_probs is None else tuple(sampled.log_probs),
         )
-        verdict = await self._verdict(rollout, confession)
-        return self._record(Judged(rollout, confession, verdict, self._reward(verdict, confession)), sampled)
+        return Written(rollout, confession, sampled)
 
     async def _verdict(self, rollout: Rollout, confession: Confession) -> Verdict:
         if not confession.parsed:
@@ -156,20 +193,24 @@ class Confessor:
             raise PluginError(f"no plugin decided {hook}: all that implement it gave None")
         return decision
 
-    def _unsampled(self, rollout: Rollout, request: Request, number: int, error: Unscored) -> Finished:
-        # The engine's doing, not the policy's: no score, and no shorter answer to make room.
-        confession = Confession(request=request.text, text="", problem=error.reason, number=number)
-        verdict = Verdict(unscored=error.reason, detail=error.detail)
-        return self._record(Judged(rollout, confession, verdict, None), None)
-
     def _record(self, judged: Judged, sampled: Sampled | None) -> Finished:
+        before = sum(self._failures.values())
         self._hook.confession_judged(record=judged)
         # An unreadable confession was shown to no judge: it says nothing about how many scores are missing.
         if self._budget is not None and (judged.confession.parsed or sampled is None):
             self._budget.add(judged.verdict)
-        return Finished(judged, sampled)
+        return Finished(judged, sampled, sum(self._failures.values()) - before)
 
 
-def first_sampled(finished: Sequence[Finished]) -> list[Finished]:
+async def _as_it_is(written: Written) -> Written:
+    return written
+
+
+def _unsampled(rollout: Rollout, request: Request, number: int, error: Unscored) -> Written:
+    confession = Confession(request=request.text, text="", problem=error.reason, number=number)
+    return Written(rollout, confession, None, unscored=error)
+
+
+def first_sampled(confessions: Sequence[_Confessed]) -> list[_Confessed]:
     """The sampled ones first: a host's sample needs a confession span before it can have extra confessions."""
-    return sorted(finished, key=lambda one: one.sampled is None)
+    return sorted(confessions, key=lambda one: one.sampled is None)

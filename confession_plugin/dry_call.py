@@ -113,7 +113,9 @@ def calls(plugins: PluginManager, times: int, *, config: Config, ask_server: boo
     others = [impl for impl in plugins.hook.confession_judge.get_hookimpls() if impl.plugin_name != "judge"]
     server = bool(config.judge_urls) and not others
     hooks = _Deciders(plugins.hook, stand_in=server and not ask_server)
-    confessor = Confessor(cast(PluginManager, SimpleNamespace(hook=hooks)))
+    confessor = Confessor(
+        cast(PluginManager, SimpleNamespace(hook=hooks, observer_failures=plugins.observer_failures))
+    )
 
     async def one_after_the_other() -> list[Finished]:
         finished = [(await confessor.confess(CASE, WrittenReport()))[0] for _ in range(times)]

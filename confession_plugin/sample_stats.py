@@ -54,6 +54,8 @@ STATS: Mapping[str, Stat] = {
     "ratings": Stat(dict, lambda record: record.verdict.ratings if record.verdict.scored else None, missing={}),
     "extra": Stat(dict, lambda record: record.rollout.extra, missing={}),
     "problem": Stat(str, lambda record: record.confession.problem if record.verdict.scored else None, missing=""),
+    # counted where observers are called, so it is not read off the record (`confess.Finished.observer_failures`)
+    "observer_failures": Stat(int, lambda record: None, internal=True),
     "unreadable": Stat(str, lambda record: _unreadable(record), missing=""),
 }
 

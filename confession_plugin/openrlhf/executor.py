@@ -6,6 +6,7 @@ is asked to confess about it.  What comes back is the host's own response with o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
@@ -15,7 +16,7 @@ from typing import Any
 from openrlhf.utils.agent import AgentExecutorBase
 
 from confession_plugin.chat import request_token_ids
-from confession_plugin.confess import Confessor, Finished, Sampled, first_sampled
+from confession_plugin.confess import Confessor, Finished, Sampled, Written, first_sampled
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError, Unscored
 from confession_plugin.judging.failure_budget import FailureBudget
@@ -32,7 +33,7 @@ from confession_plugin.openrlhf.ticket import GROUP, AskedGroup, Ticket
 from confession_plugin.plugins import PluginManager
 from confession_plugin.reasoning import visible_span, visible_transcript
 from confession_plugin.reasons import Reason
-from confession_plugin.records import Request, Rollout
+from confession_plugin.records import Judged, Request, Rollout, Verdict
 from confession_plugin.sample_stats import Value, numbers_of
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class ConfessingExecutor(AgentExecutorBase):
         self._confessor = Confessor(
             plugins, samples_per_answer=config.samples_per_answer, budget=FailureBudget(config.max_unscored)
         )
+        self._waiting: dict[int, dict[int, list[Written]]] = {}  # group -> sample -> its confessions, to be judged
 
     async def execute(self, prompt: str, label: Any, sampling_params: Any, **kwargs: Any) -> dict[str, Any]:
         """The host's contract, with keyword arguments passed through."""
@@ -98,8 +100,21 @@ class ConfessingExecutor(AgentExecutorBase):
             want_log_probs=response["rollout_log_probs"] is not None,
         )
         rollout = describe_rollout(response, answered, group.ticket, number, hf_tokenizer, self._config.reasoning_end)
-        first, *others = map(tokens_of, first_sampled(await self._confessor.confess(rollout, engine)))
-        return replace(first, extra=tuple(one for one in others if one.request))
+        if not group.ticket.judged_later:
+            return _with_extra(await self._confessor.confess(rollout, engine))
+        written = await self._confessor.write(rollout, engine)
+        self._waiting.setdefault(group.ticket.group, {})[number] = written
+        return _with_extra([_unjudged(one) for one in written])
+
+    async def judge(self, group: int) -> list[ConfessionTokens]:
+        """Judge the confessions of a group that were kept, sample by sample."""
+        samples = self._waiting.pop(group)
+        finished = [asyncio.gather(*map(self._confessor.judge, samples[number])) for number in sorted(samples)]
+        return [_with_extra(of_one) for of_one in await asyncio.gather(*finished)]
+
+    def drop(self, group: int) -> None:
+        """Forget them: the group does not train."""
+        self._waiting.pop(group, None)
 
 
 class VllmEngine:
@@ -166,13 +181,33 @@ class VllmEngine:
         )
 
 
+#: The number of a sample that tells how many observers failed about it.
+FAILURES = "observer_failures"
+
+#: In place of a reason why there is no score: nothing has judged it yet.
+UNJUDGED = "not judged yet"
+
 #: vLLM's finish reasons for a request that it ended itself: not the policy's doing.
 INTERRUPTED = ("abort", "error")
 
 
+def _with_extra(finished: Sequence[Finished]) -> ConfessionTokens:
+    """The confessions about one answer: one and its further ones."""
+    first, *others = map(tokens_of, first_sampled(finished))
+    for one in others:
+        if not one.request:  # it gets no row of its own
+            first.numbers[FAILURES] += one.numbers[FAILURES]
+    return replace(first, extra=tuple(one for one in others if one.request))
+
+
+def _unjudged(written: Written) -> Finished:
+    """Stands for the confession until it is judged: all its numbers but those that the judge decides."""
+    return Finished(Judged(written.rollout, written.confession, Verdict(unscored=UNJUDGED), None), written.sampled)
+
+
 def tokens_of(finished: Finished) -> ConfessionTokens:
     """A finished confession as the host's sample takes it; without tokens where nothing was sampled."""
-    numbers, sampled = numbers_of(finished.judged), finished.sampled
+    numbers, sampled = {**numbers_of(finished.judged), FAILURES: finished.observer_failures}, finished.sampled
     if sampled is None:
         return ConfessionTokens(numbers=numbers)
     log_probs = None if sampled.log_probs is None else list(sampled.log_probs)

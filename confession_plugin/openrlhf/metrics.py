@@ -31,7 +31,9 @@ def compute_rollout_stats(host: Any, self: Any, experiences: list[Any], *args: A
                 logger.warning("metric %s is %r and is left out: undefined numbers poison curves", name, value)
                 continue
             stats[PREFIX + name] = float(value)
-    stats[PREFIX + "observer_failures"] = float(sum(session.plugins().observer_failures.values()))
+    self._confession_failures = getattr(self, "_confession_failures", 0) + _failures_in_workers(experiences)
+    here = sum(session.plugins().observer_failures.values())
+    stats[PREFIX + "observer_failures"] = float(here + self._confession_failures)
     for experience in experiences:
         drop_keys(experience, BATCH_KEYS)
     return stats
@@ -55,6 +57,11 @@ def batch_stats(experiences: list[Any]) -> BatchStats:
         label=[of_one[at] for of_one, places in zip(labels, samples, strict=True) for at in places],
         answer_reward=[of_one[at] for of_one, places in zip(rewards, samples, strict=True) for at in places],
     )
+
+
+def _failures_in_workers(experiences: list[Any]) -> int:
+    """How often observers failed in the rollout workers, about the confessions of this batch."""
+    return sum(int(sum(values_of(unfold(one).info, "observer_failures"))) for one in experiences)
 
 
 def _answer_rewards(experience: Any) -> list[float]:

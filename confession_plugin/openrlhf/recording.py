@@ -32,6 +32,12 @@ def remember(sample: Any, response: dict[str, Any]) -> None:
     setattr(sample, _RESPONSE, response)
 
 
+def judged(sample: Any, tokens: Any) -> None:
+    """The kept response's confession, now that it is judged; nothing where none is kept."""
+    if hasattr(sample, _RESPONSE):
+        getattr(sample, _RESPONSE)["confession"] = tokens
+
+
 def save(folder: str, step: int, samples: Sequence[Any]) -> None:
     """Write one training batch: its samples' responses, in order."""
     responses = [sample.__dict__.pop(_RESPONSE) for sample in samples]

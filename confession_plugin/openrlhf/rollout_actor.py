@@ -34,6 +34,12 @@ def confessing_actor(actor: Any) -> Any:
             with asking(ticket, kwargs["sampling_params"]):
                 return stamped(await super().generate_responses(*args, **kwargs), ticket)
 
+        async def judge_confessions(self, group: int) -> Any:
+            return await self.executor.judge(group)
+
+        def drop_confessions(self, group: int) -> None:
+            self.executor.drop(group)
+
     return ray.remote(ConfessingRolloutActor)
 
 

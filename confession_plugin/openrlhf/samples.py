@@ -9,6 +9,7 @@ put back into the order of their dispatch: being asked changes neither when an a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from confession_plugin.openrlhf.dataset import messages_in, row_of
 from confession_plugin.openrlhf.executor import ConfessionTokens
 from confession_plugin.openrlhf.experiences import complete_info, write_info
 from confession_plugin.openrlhf.extra_confessions import EXTRA
+from confession_plugin.openrlhf.judged_later import Unjudged
 from confession_plugin.openrlhf.responses import action_ranges, answered_tokens, flatten, floats, require_numbers
 from confession_plugin.openrlhf.ticket import STAMP, Ticket, TicketedDispatch
 from confession_plugin.records import PromptBatch
@@ -44,6 +46,7 @@ class Progress:
         self.waiting = waiting
         self.places: dict[int, int] = {}  # group -> its place among the groups of this call
         self.asked: list[bool] = []  # by place
+        self.unjudged: Unjudged | None = None  # where the host filters groups
         self.latest: int | None = None  # the group whose responses were looked at last
 
     @staticmethod
@@ -111,7 +114,14 @@ def generate_vllm(host: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
         return host(self, *args, **kwargs)
     waiting = getattr(self, "_sample_buffer", None)
     progress.begin(len(waiting) // self.args.rollout.n_samples_per_prompt if waiting else 0)
-    samples, *rest = host(self, *args, **kwargs)
+    call = inspect.signature(host).bind(self, *args, **kwargs)
+    if call.arguments["dynamic_filtering"]:
+        progress.unjudged = Unjudged()
+        call.arguments["dataloader_iter"] = progress.unjudged.watched(call.arguments["dataloader_iter"])
+    samples, *rest = host(*call.args, **call.kwargs)
+    if progress.unjudged is not None:
+        progress.unjudged.judge_rest(samples)
+        progress.unjudged = None
     return (sorted(samples, key=lambda sample: _place(sample, progress.places)), *rest)
 
 
@@ -145,11 +155,14 @@ def dispatch_prompts(host: Any, self: Any, prompts: Sequence[str], labels: Seque
         raise PluginError(f"confession_select gave {chosen!r} for {len(prompts)} groups; give one bool a group")
     tickets = _tickets_of(self, batch, prompts, places, chosen)
     engines = self.vllm_engines
-    self.vllm_engines = TicketedDispatch(batch, tickets).engines(engines)
+    dispatch = TicketedDispatch(batch, tickets)
+    self.vllm_engines = dispatch.engines(engines)
     try:
         return host(self, texts, labels, **kwargs)
     finally:
         self.vllm_engines = engines
+        if progress.unjudged is not None:
+            progress.unjudged.workers.update(dispatch.workers)
 
 
 def _tickets_of(
@@ -164,7 +177,8 @@ def _tickets_of(
         # The training batch it is sampled for: those that wait come first.
         step = max(progress.steps, 1) + (progress.waiting + place) // batch.train_size
         row = row_of(generator, prompts[number]) if asked else {}
-        tickets.append(Ticket(step, group, asked, row, messages_in(generator, row) if row else None))
+        messages = messages_in(generator, row) if row else None
+        tickets.append(Ticket(step, group, asked, row, messages, judged_later=progress.unjudged is not None))
     progress.prompts += len(prompts)
     progress.chosen += sum(map(bool, chosen))
     return tickets
@@ -191,6 +205,8 @@ def process_response(host: Any, self: Any, response: dict[str, Any], **kwargs: A
     tokens: ConfessionTokens = response.pop("confession", None) or ConfessionTokens()
     group, progress = response.pop(STAMP, None), Progress.of(self)
     progress.latest = group
+    if progress.unjudged is not None:
+        progress.unjudged.look_at(group, confessed=bool(tokens.numbers))
     progress.confessed += bool(tokens.numbers)
     experience = _sample_of(host, self, response, **kwargs)
     extra = []

@@ -31,7 +31,9 @@ WORKER_SEAMS: tuple[Seam, ...] = (
     # which groups confess; one host sample with two spans
     _seam(_SAMPLES, "SamplesGenerator.generate_samples", "samples:generate_samples"),
     _seam(_SAMPLES, "SamplesGenerator.generate_eval_samples", "samples:generate_eval_samples"),
-    _seam(_SAMPLES, "SamplesGenerator._generate_vllm", "samples:generate_vllm"),
+    _seam(
+        _SAMPLES, "SamplesGenerator._generate_vllm", "samples:generate_vllm", "dataloader_iter", "dynamic_filtering"
+    ),
     _seam(_SAMPLES, "SamplesGenerator._dispatch_prompts_to_vllm", "samples:dispatch_prompts", "prompts", "labels"),
     _seam(_SAMPLES, "SamplesGenerator._process_response_into_experience", "samples:process_response", "response"),
     _seam(_TRAINER, "BasePPOTrainer.init_checkpoint_states", "samples:restore_position"),

@@ -37,6 +37,8 @@ class Ticket:
     asked: bool = True
     columns: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, Any]] | None = None
+    judged_later: bool = False
+    """The trainer says when its confessions are to be judged, if ever (see `judged_later`)."""
 
 
 class AskedGroup:
@@ -75,16 +77,19 @@ class TicketedDispatch:
         self._batch = batch
         self._tickets = tickets
         self._next = 0
+        self.workers: dict[int, Any] = {}
+        """The engine handle that each group was sent to."""
 
     def engines(self, handles: Sequence[Any]) -> list[TicketedEngine]:
         """The engine handles, which add the tickets."""
         return [TicketedEngine(handle, self) for handle in handles]
 
-    def with_ticket(self, prompt: str, sampling_params: Any) -> Any:
-        """A copy of the next group's sampling parameters, with its ticket."""
+    def with_ticket(self, prompt: str, sampling_params: Any, engine: Any) -> Any:
+        """A copy of the next group's sampling parameters, with its ticket; they go to this engine."""
         index, self._next = self._next, self._next + 1
         if prompt != self._batch.prompts[index]:
             raise PluginError("OpenRLHF dispatched its prompts in another order than it was given them")
+        self.workers[self._tickets[index].group] = engine
         return with_ticket(sampling_params, self._tickets[index])
 
 
@@ -103,7 +108,7 @@ class TicketedEngine:
         return self
 
     def remote(self, *, prompt: str, sampling_params: Any, **kwargs: Any) -> Any:
-        params = self._dispatch.with_ticket(prompt, sampling_params)
+        params = self._dispatch.with_ticket(prompt, sampling_params, self._engine)
         return self._engine.generate_responses.remote(prompt=prompt, sampling_params=params, **kwargs)
 
 

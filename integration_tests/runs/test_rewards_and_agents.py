@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from harness import CliResult, Tiny, base_flags, run_cli
+from judge_server import JudgeServer
 from whole_runs import WORLDS, confession_flags, trace
 
 pytestmark = pytest.mark.e2e
@@ -108,7 +109,14 @@ def test_async_oversampling_trains_an_exact_share_in_dispatch_order(tiny: Tiny, 
 
 
 def test_async_filtering_and_resume_keep_the_step(tiny: Tiny, tmp_path: Path) -> None:
-    """Filtered groups are replaced: more prompts than batches, so the step comes from the checkpoint."""
+    """Filtered groups are replaced: more prompts than batches, so the step comes from the checkpoint.
+
+    The judge is asked about what trains and about nothing else, and observers that fail in a rollout worker are
+    counted in the trainer's metrics.
+    """
+    (tmp_path / "broken.py").write_text(
+        "from confession_plugin import hookimpl\n@hookimpl\ndef confession_judged(record):\n    1 / 0\n"
+    )
     (tmp_path / "reward.py").write_text(
         "import torch\n"
         "def reward_func(queries, prompts, labels):\n"
@@ -118,10 +126,15 @@ def test_async_filtering_and_resume_keep_the_step(tiny: Tiny, tmp_path: Path) ->
     flags = [flag for flag in base_flags(tiny, tmp_path, steps=8) if flag != "--train.colocate_all"]
     flags += ["--reward.remote_url", str(tmp_path / "reward.py"), "--train.async_enable", "--ckpt.save_steps", "1"]
     flags += ["--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0.0", "1.3"]
-    flags += confession_flags(tmp_path)
-    first = run_cli(tmp_path, *flags)
-    steps = len(first.values("train/confession/request_rate"))
-    before = trace(tmp_path)
+    flags += [*confession_flags(tmp_path), "--confession.plugins", f"{WORLDS / 'any_report.py'},broken.py"]
+    with JudgeServer() as judge:
+        server = ("--confession.judge_url", judge.url, "--confession.judge_model", "judge", "--confession.skip_probe")
+        first = run_cli(tmp_path, *flags, *server)
+    rates, sizes = first.values("train/confession/request_rate"), first.values("train/rollout/num_samples")
+    steps, before = len(rates), trace(tmp_path)
+    assert len(judge.calls) == len(before) == sum(rate * size for rate, size in zip(rates, sizes, strict=True)) > 0
+    assert first.values("train/confession/unscored_rate") == [0.0] * steps
+    assert first.values("train/confession/observer_failures")[-1] == len(before)
     assert 2 <= steps < 8 and max(record["group"] for record in before) >= 4 * steps  # some were filtered
     result = run_cli(tmp_path, *flags, "--train.num_episodes", "2", "--ckpt.load_enable")
     after = trace(tmp_path)[len(before) :]

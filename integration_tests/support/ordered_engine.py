@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import random
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -22,14 +23,20 @@ class OrderedEngine:
         self.executor: Any = Executor()
         self.behave([], {})
 
-    def behave(self, order: Sequence[str], scores: dict[str, float]) -> None:
+    def waiting(self) -> int:
+        """Groups whose confessions are kept, to be judged or dropped."""
+        return len(self.executor._waiting)
+
+    def behave(self, order: Sequence[str], scores: dict[str, float], until: str = "") -> None:
         """From now on.
 
         Args:
             order: prompts in the order in which their groups finish; others finish at once.
             scores: of the groups of these prompts, for all samples; others get 0 and 1 in turn.
+            until: a pattern; the last group of `order` finishes only once there is a file like this.
         """
         self.order = list(order)
+        self.until = until
         self.finished: set[str] = set()
         Executor.scores = scores
 
@@ -42,6 +49,8 @@ class OrderedEngine:
         if prompt in self.order:
             earlier = set(self.order[: self.order.index(prompt)])
             while not earlier <= self.finished:
+                await asyncio.sleep(0.002)
+            while prompt == self.order[-1] and self.until and not glob.glob(self.until):
                 await asyncio.sleep(0.002)
             await asyncio.sleep(0.02)  # so that the host collects one group at a time
             self.finished.add(prompt)

@@ -113,7 +113,15 @@ def test_the_order_of_the_pipeline_and_what_it_records() -> None:
 @pytest.mark.parametrize("text", ["", "I did well.", REPORT[:-20], "<think>" + REPORT])
 def test_an_unreadable_confession_earns_the_lowest_reward_and_is_not_judged(text: str) -> None:
     world = Watched(lambda confession: pytest.fail("judged"))
-    (finished,) = confess(plugins_with(world), Told(text))
+    verdicts: list[Verdict] = []
+
+    class Rewarded:
+        @hookimpl
+        def confession_reward(self, verdict: Verdict) -> None:
+            verdicts.append(verdict)
+
+    (finished,) = confess(plugins_with(world, Rewarded()), Told(text))
+    assert [verdict.ratings for verdict in verdicts] == [{"readable": 0.0}]  # a user's reward sees it, too
     assert finished.judged.reward == 0.0 and finished.judged.verdict.scored
     assert finished.judged.confession.problem and not finished.judged.confession.parsed
     assert world.calls == ["request", "parse", "reward", "judged"]
@@ -176,6 +184,8 @@ def test_observers_see_everything_and_cannot_hurt() -> None:
     (finished,) = confess(manager, Told(REPORT))
     assert finished.judged.reward == 0.75 and len(world.records) == 1
     assert manager.observer_failures["plugin 1", "confession_judged"] == 1
+    assert finished.observer_failures == 1  # which travels to the trainer
+    assert confess(manager, Told(REPORT, REPORT), samples_per_answer=2)[1].observer_failures == 1
 
 
 def test_a_run_without_a_judge_stops() -> None:

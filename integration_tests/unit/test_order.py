@@ -31,7 +31,7 @@ SAMPLES = 2
 CONFIG = Config(
     enable=True,
     probability=0.25,
-    judge_url=str(HERE / "worlds" / "digits_judge.py"),
+    judge_url=str(HERE / "worlds" / "noting_judge.py"),
     plugins=(str(HERE / "worlds" / "any_report.py"),),
     max_new_tokens=8,
     max_request_tokens=600,
@@ -47,11 +47,14 @@ def engine() -> Iterator[Any]:
 
     folder = tempfile.mkdtemp(prefix="cp", dir="/tmp")  # a socket's path may have 107 characters
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**CONFIG.to_env(), "PYTHONPATH": path}
+    judged = tempfile.mkdtemp(dir=folder)
+    environment = {**CONFIG.to_env(), "PYTHONPATH": path, "JUDGED": judged}
     ray.init("local", num_cpus=4, include_dashboard=False, _temp_dir=folder, runtime_env={"env_vars": environment})
     with session.using(CONFIG):
         handle = confessing_actor(OrderedEngine).remote()
+    os.environ["JUDGED"] = judged
     yield handle
+    del os.environ["JUDGED"]
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -71,14 +74,20 @@ class Prompts(list[tuple[list[str], list[str], list[str], list[None]]]):
 
 
 def generator_of(
-    engine: Any, tokenizer: Any, prompts: int, order: Sequence[int], scores: dict[int, float], *flags: str
+    engine: Any,
+    tokenizer: Any,
+    prompts: int,
+    order: Sequence[int],
+    scores: dict[int, float],
+    *flags: str,
+    until: str = "",
 ) -> Any:
     """The host's samples generator over an engine that finishes its groups in this order."""
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     args = in_process.host_args("--rollout.n_samples_per_prompt", str(SAMPLES), *flags)
     by_prompt = {f"prompt {number}": score for number, score in scores.items()}
-    ray.get(engine.behave.remote([f"prompt {number}" for number in order], by_prompt))
+    ray.get(engine.behave.remote([f"prompt {number}" for number in order], by_prompt, until))
     return SamplesGenerator(SimpleNamespace(args=args), Prompts(prompts), None, tokenizer, [engine])
 
 
@@ -162,6 +171,44 @@ def test_filtered_groups_are_replaced_in_their_places(engine: Any, tokenizer: An
     assert [trained[place] for place in kept] == kept
     assert all(trained[place] >= 16 for place in range(16) if place in dropped)
     assert [int(sample.info["confession/group"]) for batch in batches for sample in batch[::SAMPLES]] == trained
+
+
+def judged(since: Sequence[str] = ()) -> list[str]:
+    """One ``group-sample-number`` for each call of the judge."""
+    calls = sorted(set(os.listdir(os.environ["JUDGED"])) - set(since))
+    return [call.partition(".")[0] for call in calls]
+
+
+@pytest.mark.parametrize("prompts", [60, 20])
+def test_filtered_groups_are_not_judged(engine: Any, tokenizer: Any, prompts: int) -> None:
+    """One call for each confession that trains; with 20 prompts, replacements run out as well."""
+    dropped = dict.fromkeys((1, 3, 4, 5, 9, 14, 15, 17, 18, 19), 0.0)
+    flags = (*OVERSAMPLED, "--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0", "1")
+    config = CONFIG.model_copy(update={"probability": 1.0})
+    before = os.listdir(os.environ["JUDGED"])
+    with session.using(config, configured(config)), seams.in_this_process():
+        generator = generator_of(engine, tokenizer, prompts, shuffled(16), dropped, *flags)
+        samples = [sample for batch in batches_of(generator) for sample in batch]
+    trained = {int(sample.info["confession/group"]) for sample in samples}
+    assert len(trained) == prompts - len(dropped) and not trained & set(dropped)
+    assert judged(before) == sorted(f"{group}-{sample}-0" for group in trained for sample in range(SAMPLES))
+    assert all(bool(sample.info["confession/scored"]) for sample in samples)
+    assert {sample.info["confession/unscored"][0] for sample in samples} == {""}
+    assert ray.get(engine.waiting.remote()) == 0
+
+
+def test_accepted_groups_are_judged_while_others_are_generated(engine: Any, tokenizer: Any) -> None:
+    """The last group finishes only after the first accepted one was judged: waiting for the end would never end."""
+    config = CONFIG.model_copy(update={"probability": 1.0})
+    for file in os.listdir(os.environ["JUDGED"]):
+        os.unlink(os.path.join(os.environ["JUDGED"], file))
+    flags = ("--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0", "1")
+    with session.using(config, configured(config)), seams.in_this_process():
+        generator = generator_of(
+            engine, tokenizer, 4, [0, 1, 2, 3], {0: 0.0}, *flags, until=f"{os.environ['JUDGED']}/1-0-0.*"
+        )
+        samples, *_ = generator.generate_samples(max_len=64)
+    assert numbers(samples) == [1, 2, 3] and all(sample.info["confession/scored"] for sample in samples)
 
 
 def test_a_plugin_that_chooses_by_prompt_is_asked_for_replacements_too(engine: Any, tokenizer: Any) -> None:

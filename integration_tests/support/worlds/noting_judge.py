@@ -1,0 +1,10 @@
+"""The digits judge, which leaves a file ``group-sample-number`` for each of its calls in the folder ``$JUDGED``."""
+
+import os
+import tempfile
+
+
+def judge(rollout, confession):
+    name = f"{rollout.group}-{rollout.sample}-{confession.number}."
+    os.close(tempfile.mkstemp(prefix=name, dir=os.environ["JUDGED"])[0])
+    return sum(character.isdigit() for character in confession.text) / max(len(confession.text), 1)
