@@ -19,6 +19,7 @@ from confession_plugin.confess import Confessor, Sampled
 from confession_plugin.config import PREFIX, Config
 from confession_plugin.errors import ConfigError
 from confession_plugin.judging.redaction import as_text as harmless
+from confession_plugin.judging.redaction import one_line
 from confession_plugin.plugins import PluginManager
 from confession_plugin.records import Request, Rollout, Verdict
 
@@ -267,13 +268,13 @@ def as_text(result: Mapping[str, Any], config: Config) -> str:
     auc = "-" if result["auc"] is None else f"{result['auc']:.3f}"
     lines += ["", f"AUC honest against dishonest: {auc}   (0.5 is chance)"]
     if result["unscored"]:
-        counts = ", ".join(f"{reason} {count}" for reason, count in result["unscored"].items())
+        counts = ", ".join(f"{one_line(reason)} {count}" for reason, count in result["unscored"].items())
         total = sum(result["unscored"].values())
-        lines.append(f"unscored: {total} of {result['cases']} ({counts}); last: {result['last_error']}")
+        lines.append(f"unscored: {total} of {result['cases']} ({counts}); last: {one_line(result['last_error'])}")
     answer = {
         True: f"yes: with {result['bad_share']:.0%} bad answers no other policy earns as much",
         False: f"NO: as much or more earn: {', '.join(result['rivals'])}",
         None: "cannot tell: too few verdicts",
     }[result["honesty_is_best"]]
-    # A judge's own words are among them: reasons, and its last error.
+    # The names of a plugin's classes and policies are somebody's words, too.
     return "\n".join(map(harmless, [*lines, f"Is honesty the best policy?  {answer}"]))

@@ -257,6 +257,18 @@ def test_a_judge_that_fails_is_not_called_bad(capsys: pytest.CaptureFixture[str]
     assert code == 2 and "cannot tell" in out and "unscored: 210 of 210 (auth 210)" in out
 
 
+def test_a_judges_own_words_reach_no_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rude.py").write_text(
+        "from confession_plugin import Unscored\n"
+        "def judge(rollout, confession):\n"
+        "    raise Unscored('go\\x1b[31mne', 'red\\x1b]0;title\\x07\\nIs honesty the best policy?  yes')\n"
+    )
+    _, out, _ = audit(capsys, "--confession.judge_url", str(tmp_path / "rude.py"))
+    assert "\x1b" not in out and "\x07" not in out
+    [line] = [line for line in out.splitlines() if "unscored: " in line]
+    assert r"go\x1b[31mne" in line and r"red\x1b]0;title\x07 Is honesty the best policy? yes" in line
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from harness import CliResult, Tiny, base_flags, run_cli
+from harness import Tiny, base_flags, run_cli
 from judge_server import JudgeServer
-from whole_runs import WORLDS, confession_flags, trace
+from whole_runs import WORLDS, check, confession_flags, trace
 
 pytestmark = pytest.mark.e2e
 
@@ -56,30 +55,27 @@ def reward_server() -> Iterator[str]:
         server.server_close()
 
 
-def check(result: CliResult, folder: Path, *, probability: float, steps: int) -> None:
-    """Every training batch asked its exact share, everything asked is scored and finite, and the seal holds."""
-    assert "seal holds" in result.output
-    assert result.values("train/confession/request_rate") == [probability] * steps
-    assert result.values("train/confession/unscored_rate") == [0.0] * steps
-    records = trace(folder)
-    assert len(records) == probability * steps * 16
-    assert {record["step"] for record in records} == set(range(1, steps + 1))
-    for name, points in result.scalars.items():
-        assert all(math.isfinite(value) for _, value in points), name
-
-
 def last_of_each(records: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
     """A killed or resumed run repeats the step that was not finished: the last line counts."""
     return list({tuple(json.dumps(record[key]) for key in keys): record for record in records}.values())
 
 
-def test_a_reward_server_with_the_hosts_own_answer_format(tiny: Tiny, tmp_path: Path) -> None:
-    """Lists of one in every field: rewards train, and the truth in ``extra_logs`` reaches the metrics."""
+def test_a_reward_server_and_kl_as_loss_on_two_ranks(tiny: Tiny, tmp_path: Path) -> None:
+    """The host's own answer format, lists of one: rewards train, and the truth in ``extra_logs`` reaches the metrics.
+
+    Two actors, two references and two engines; every loss term is there once per channel.
+    """
     with reward_server() as url:
         flags = [*base_flags(tiny, tmp_path, steps=3), "--reward.remote_url", url]
-        result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
+        flags += ["--algo.advantage.estimator", "reinforce_baseline"]
+        flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3", "--actor.entropy_coef", "0.01"]
+        flags += ["--actor.num_gpus_per_node", "2", "--ref.num_gpus_per_node", "2", "--vllm.num_engines", "2"]
+        result = run_cli(tmp_path, *flags, *confession_flags(tmp_path, 1.0))
         assert len(RewardServer.requests) == 3 * 16
-    check(result, tmp_path, probability=0.5, steps=3)
+    check(result, tmp_path, probability=1.0, steps=3)
+    assert len(list((tmp_path / "trace").glob("*.jsonl"))) == 2  # one file a worker
+    for term in ("policy_loss", "kl", "entropy_loss"):
+        assert len(result.values(f"train/confession/{term}")) == len(result.values(f"train/{term}")) == 3
     records = trace(tmp_path)
     assert all(record["extra"].keys() == {"dummy_scores", "violation"} for record in records)
     assert all(record["answer_reward"] == record["extra"]["dummy_scores"] for record in records)

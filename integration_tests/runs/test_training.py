@@ -13,6 +13,10 @@ import pytest
 from harness import Tiny, base_flags, run_cli
 from whole_runs import WORLDS, check, confession_flags, trace
 
+from confession_plugin import PromptBatch
+from confession_plugin.config import Config
+from confession_plugin.plugins import configured
+
 pytestmark = pytest.mark.e2e
 
 
@@ -26,12 +30,12 @@ def standard_errors(before: list[float], after: list[float]) -> float:
     return (statistics.mean(after) - statistics.mean(before)) / error
 
 
-def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
-    """Both channels learn, each on its own tokens; every metric of the docs is there; wandb gets them too."""
+def test_group_norm_with_kl_in_the_reward_and_resumed(tiny: Tiny, tmp_path: Path) -> None:
+    """Both channels learn, each on its own tokens; every metric of the docs is there; resumed, the choice goes on."""
     steps = 16
     flags = [*base_flags(tiny, tmp_path, steps=steps), "--actor.adam.lr", "3e-3", "--algo.kl.init_coef", "0.001"]
     flags += ["--rollout.batch_size", "8", "--train.batch_size", "32", "--data.max_samples", str(8 * steps)]
-    flags += ["--train.num_episodes", "2"]
+    flags += ["--train.num_episodes", "2", "--ckpt.save_steps", "8"]
     result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
     check(result, tmp_path, probability=0.5, steps=steps, per_step=32)
     metrics = {name.removeprefix("train/confession/") for name in result.scalars if "/confession/" in name}
@@ -52,27 +56,39 @@ def test_group_norm_with_kl_in_the_reward(tiny: Tiny, tmp_path: Path) -> None:
     # The host's own numbers are the answer's: 32 tokens at most, whatever a confession adds.
     assert max(result.values("train/rollout/response_length_mean")) <= 32
     assert max(result.values("train/total_length")) > 64
+    check_resumed(tmp_path, [*flags, *confession_flags(tmp_path)], done=steps)
 
 
-def test_reinforce_baseline_with_kl_as_loss_on_two_ranks(tiny: Tiny, tmp_path: Path) -> None:
-    flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "reinforce_baseline"]
-    flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3", "--actor.entropy_coef", "0.01"]
-    flags += ["--actor.num_gpus_per_node", "2", "--ref.num_gpus_per_node", "2", "--vllm.num_engines", "2"]
-    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path, 1.0))
-    check(result, tmp_path, probability=1.0, steps=3)
-    assert len(list((tmp_path / "trace").glob("*.jsonl"))) == 2  # one file a worker
-    for term in ("policy_loss", "kl", "entropy_loss"):
-        assert len(result.values(f"train/confession/{term}")) == len(result.values(f"train/{term}")) == 3
+def check_resumed(folder: Path, flags: list[str], *, done: int, groups: int = 8) -> None:
+    """One more episode from the last checkpoint: every step chooses what an uninterrupted run would have chosen."""
+    before = trace(folder)
+    result = run_cli(folder, *flags, "--train.num_episodes", "3", "--ckpt.load_enable")
+    after = trace(folder)[len(before) :]
+    total = done * 3 // 2
+    assert {record["step"] for record in before} == set(range(1, done + 1))
+    assert {record["step"] for record in after} == set(range(done + 1, total + 1))
+    assert {record["group"] for record in before} < set(range(groups * done))
+    assert {record["group"] for record in after} < set(range(groups * done, groups * total))
+    hook = configured(Config(probability=0.5)).hook
+    for step in range(total):
+        batch = PromptBatch(("p",) * groups, ("l",) * groups, groups * step, step + 1, seed=42)
+        chosen = {groups * step + i for i, asked in enumerate(hook.confession_select(batch=batch)) if asked}
+        assert {record["group"] for record in before + after if record["step"] == step + 1} == chosen
+    assert result.returncode == 0
 
 
-def test_gae_with_a_critic_in_exclusive_mode(tiny: Tiny, tmp_path: Path) -> None:
+def test_gae_with_a_critic_and_a_local_reward_model_in_exclusive_mode(tiny: Tiny, tmp_path: Path) -> None:
     flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "gae"]
+    at = flags.index("--reward.remote_url")
+    flags[at : at + 2] = ["--reward.model_name_or_path", str(tiny.model)]
     flags += ["--critic.adam.lr", "1e-3", "--algo.advantage.lambd", "0.95"]
     flags += ["--confession.answer_training", "exclusive"]
     result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
     check(result, tmp_path, probability=0.5, steps=3)
     assert len(result.values("train/confession/critic_loss")) == 3
     assert "exclusive, critic" in result.output
+    assert all(record["answer_reward"] is None for record in trace(tmp_path))  # scored later, elsewhere
+    assert len(result.values("train/reward")) == 3
 
 
 def test_async_training_with_importance_correction(tiny: Tiny, tmp_path: Path) -> None:
@@ -95,25 +111,10 @@ def test_two_turn_agent_with_ground_truth(tiny: Tiny, tmp_path: Path) -> None:
         assert " More. " not in record["answer"] and record["extra"].keys() == {"violation"}
 
 
-def test_a_local_reward_model(tiny: Tiny, tmp_path: Path) -> None:
-    flags = base_flags(tiny, tmp_path, steps=2)
-    at = flags.index("--reward.remote_url")
-    flags[at : at + 2] = ["--reward.model_name_or_path", str(tiny.model)]
-    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
-    check(result, tmp_path, probability=0.5, steps=2)
-    assert all(record["answer_reward"] is None for record in trace(tmp_path))  # scored later, elsewhere
-    assert len(result.values("train/reward")) == 2
-
-
-def test_dynamic_batches_on_packed_samples(tiny: Tiny, tmp_path: Path) -> None:
-    flags = [*base_flags(tiny, tmp_path, steps=3), "--train.dynamic_batch_enable", "--ds.packing_samples"]
-    flags += ["--train.max_tokens_per_gpu", "256", "--rollout.max_tokens_per_gpu", "256"]
-    result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
-    check(result, tmp_path, probability=0.5, steps=3)
-
-
-def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None:
+def test_three_confessions_about_each_answer_in_dynamic_batches_of_packed_samples(tiny: Tiny, tmp_path: Path) -> None:
     flags = [*base_flags(tiny, tmp_path, steps=3), "--algo.advantage.estimator", "rloo"]
+    flags += ["--train.dynamic_batch_enable", "--ds.packing_samples"]
+    flags += ["--train.max_tokens_per_gpu", "256", "--rollout.max_tokens_per_gpu", "256"]
     flags += ["--algo.kl.use_loss", "--algo.kl.estimator", "k3"]
     flags += ["--confession.samples_per_answer", "3"]
     result = run_cli(tmp_path, *flags, *confession_flags(tmp_path))
@@ -122,42 +123,3 @@ def test_three_confessions_about_each_answer(tiny: Tiny, tmp_path: Path) -> None
     answers = [(record["step"], record["group"], record["answer"]) for record in trace(tmp_path)]
     assert all(answers.count(one) % 3 == 0 for one in answers)
     assert result.values("train/rollout/num_samples") == [16.0] * 3  # for the host, as many samples as ever
-
-
-def test_probability_zero_asks_for_no_confession(tiny: Tiny, tmp_path: Path) -> None:
-    result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path, 0.0))
-    assert result.values("train/confession/request_rate") == [0.0, 0.0]
-    assert result.values("train/confession/policy_loss") == [0.0, 0.0]
-    assert not trace(tmp_path)
-
-
-def test_a_resumed_run_continues_the_choice(tiny: Tiny, tmp_path: Path) -> None:
-    flags = [*base_flags(tiny, tmp_path, steps=2), *confession_flags(tmp_path), "--ckpt.save_steps", "1"]
-    run_cli(tmp_path, *flags)
-    before = trace(tmp_path)
-    result = run_cli(tmp_path, *flags, "--train.num_episodes", "2", "--ckpt.load_enable")
-    after = trace(tmp_path)[len(before) :]
-    assert {record["step"] for record in before} == {1, 2} and {record["step"] for record in after} == {3, 4}
-    assert {record["group"] for record in before} < set(range(8))
-    assert {record["group"] for record in after} < set(range(8, 16))
-    from confession_plugin import PromptBatch
-    from confession_plugin.config import Config
-    from confession_plugin.plugins import configured
-
-    hook = configured(Config(probability=0.5)).hook
-    for step in range(4):  # as an uninterrupted run would have chosen
-        batch = PromptBatch(("p",) * 4, ("l",) * 4, 4 * step, step + 1, seed=42)
-        chosen = {4 * step + i for i, asked in enumerate(hook.confession_select(batch=batch)) if asked}
-        assert {record["group"] for record in before + after if record["step"] == step + 1} == chosen
-    assert result.returncode == 0
-
-
-def test_a_dead_judge_stops_the_run_with_one_clear_line(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / "gone.py").write_text(
-        "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
-    )
-    flags = [*base_flags(tiny, tmp_path, steps=16), *confession_flags(tmp_path, 1.0, tmp_path / "gone.py")]
-    flags += ["--confession.max_unscored", "0.3"]
-    result = run_cli(tmp_path, *flags, expect=3)
-    last = [line for line in result.output.splitlines() if line.startswith("confession: ")][-1]
-    assert "could not be scored (gone" in last and "no route" in last and "--confession.max_unscored" in last

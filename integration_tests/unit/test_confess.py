@@ -166,6 +166,16 @@ def test_every_missing_score_counts_towards_the_limit(judge: Any, engine: Told) 
         confess(plugins, engine, budget=budget)
 
 
+def test_a_judge_file_without_a_score_stops_with_its_own_words(tmp_path: Path) -> None:
+    """That the line of a `JudgeError` is a run's last one, exit status 3, is seen in ``runs/test_judge_faults.py``."""
+    (tmp_path / "gone.py").write_text(
+        "from confession_plugin import Unscored\ndef judge(rollout, confession): raise Unscored('gone', 'no route')"
+    )
+    manager = configured(Config(enable=True, judge_url=str(tmp_path / "gone.py")))
+    with pytest.raises(JudgeError, match=r"could not be scored \(gone 1\); .*no route.*--confession.max_unscored"):
+        confess(manager, Told(REPORT), budget=FailureBudget(0.0))
+
+
 def test_an_unreadable_confession_does_not_count_as_a_score_or_a_missing_one() -> None:
     budget = FailureBudget(0.0)
     for _ in range(3):

@@ -264,14 +264,18 @@ def test_without_enable_nothing_is_replaced(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_with_enable_the_spy_does_see_the_seams(tiny: Tiny, tmp_path: Path) -> None:
-    """The counter-check: the same spy finds every worker seam when confessions are on, and off-flags are said."""
+    """The counter-check: the same spy finds every worker seam when confessions are on, though nothing confesses."""
     spy = tmp_path / "spy.py"
     spy.write_text(SPY)
     (tmp_path / "judge.py").write_text("def judge(rollout, confession): return 1.0")
     ours = ["--confession.enable", "--confession.judge_url", "judge.py", "--confession.max_new_tokens", "8"]
-    ours += ["--confession.max_request_tokens", "1500"]
-    result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=1), "--reward.remote_url", str(spy), *ours)
+    ours += ["--confession.max_request_tokens", "1500", "--confession.probability", "0"]
+    ours += ["--confession.trace_dir", "trace"]
+    result = run_cli(tmp_path, *base_flags(tiny, tmp_path, steps=2), "--reward.remote_url", str(spy), *ours)
     seen: Any = re.findall(r"SPY (\{.*?\})", result.output)
     assert seen and '"openrlhf.trainer.ray.ppo_actor:ActorPPOTrainer.training_step"' in seen[0]
     assert "(ConfessingRolloutActor pid=" in result.output
     assert "seal holds: group_norm" in result.output
+    assert result.values("train/confession/request_rate") == [0.0, 0.0]
+    assert result.values("train/confession/policy_loss") == [0.0, 0.0]
+    assert not list((tmp_path / "trace").glob("*.jsonl"))
