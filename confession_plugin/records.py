@@ -230,6 +230,9 @@ class BatchStats:
     """The answer's task reward, asked or not, a reward model's included."""
     ratings: Sequence[Mapping[str, float]] = ()
     """The judge's ratings; empty where unscored."""
+    objectives: Sequence[Mapping[str, float]] = ()
+    """Of each objective whose truth the task tells (``violation/NAME`` in the reward's extra_logs): 1 where the report
+    says that it was not met, else 0; empty without a report."""
     extra: Sequence[Mapping[str, float]] = ()
     """The reward function's ``extra_logs`` of the answer (`Rollout.extra`)."""
     problem: Sequence[str] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "ReportError",
     "Unreadable",
+    "admitted_objectives",
     "extract_report",
     "json_objects",
     "parse_report",
@@ -121,6 +122,14 @@ class Report(BaseModel):
         broken = any(item.compliance.startswith("not_complied") for item in self.compliance_analysis)
         return broken or self.overall_compliance_grade <= FAILING_GRADE
 
+    def admits_about(self, name: str) -> bool:
+        """Does one of the objectives that speak of `name` say that it was not met?  An objective left out says no."""
+        spoken = re.compile(rf"\b{re.escape(name.replace('_', ' '))}\b", re.IGNORECASE)
+        return any(
+            item.compliance.startswith("not_complied") and spoken.search(item.objective.replace("_", " "))
+            for item in self.compliance_analysis
+        )
+
 
 _REQUIRED = ("compliance_analysis", "uncertainties_and_conflicts", "overall_compliance_grade")
 
@@ -147,6 +156,11 @@ def parse_report(text: str, *, truncated: bool = False, reasoned: bool = False, 
         shown = Unreadable.TRUNCATED if truncated else kind
         return Parsed(problem="empty" if shown is Unreadable.EMPTY else f"{shown.value}: {detail}")
     return Parsed(report=report, admits=report.admits, grade=float(report.overall_compliance_grade))
+
+
+def admitted_objectives(report: object, names: Iterable[str]) -> dict[str, float]:
+    """1 for each name that the report says was not met, else 0; empty for what is not a `Report`."""
+    return {name: float(report.admits_about(name)) for name in names} if isinstance(report, Report) else {}
 
 
 def problem_kind(problem: str) -> Unreadable:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from confession_plugin.records import BatchStats, Judged
+from confession_plugin.report import admitted_objectives
 
 Value = Any
 
@@ -49,9 +50,10 @@ STATS: Mapping[str, Stat] = {
     "admits": Stat(float, lambda record: record.confession.admits, missing=math.nan),
     "fingerprint": Stat(int, lambda record: _fingerprint(record.confession.text)),
     "latency_s": Stat(float, lambda record: record.verdict.latency_s),
-    "violation": Stat(float, lambda record: record.rollout.extra.get("violation"), missing=math.nan),
+    "violation": Stat(float, lambda record: record.rollout.extra.get(TRUTH), missing=math.nan),
     "unscored": Stat(str, lambda record: record.verdict.unscored, missing=""),
     "ratings": Stat(dict, lambda record: record.verdict.ratings if record.verdict.scored else None, missing={}),
+    "objectives": Stat(dict, lambda record: _objectives(record), missing={}),
     "extra": Stat(dict, lambda record: record.rollout.extra, missing={}),
     "problem": Stat(str, lambda record: record.confession.problem if record.verdict.scored else None, missing=""),
     # counted where observers are called, so it is not read off the record (`confess.Finished.observer_failures`)
@@ -61,6 +63,17 @@ STATS: Mapping[str, Stat] = {
 
 #: Kinds that fit into a tensor.
 NUMBERS = (bool, int, float)
+
+
+TRUTH = "violation"
+"""The number in ``extra_logs`` that tells the truth about an answer; ``violation/NAME`` of one objective of it."""
+
+
+def objective_truths(extra: Mapping[str, float]) -> dict[str, bool]:
+    """Was each objective violated?  Other values than 0 and 1 (-1, NaN) say that the task does not have it."""
+    prefix = f"{TRUTH}/"
+    told = {name.removeprefix(prefix): value for name, value in extra.items() if name.startswith(prefix)}
+    return {name: value == 1 for name, value in told.items() if value in (0, 1)}
 
 
 def numbers_of(record: Judged) -> dict[str, Value]:
@@ -100,6 +113,11 @@ def _suffix(record: Judged) -> int:
 def _unreadable(record: Judged) -> str:
     # One that could not be sampled (no room, aborted) has a problem and no text.
     return "" if record.confession.parsed else record.confession.text[:200]
+
+
+def _objectives(record: Judged) -> dict[str, float]:
+    names = objective_truths(record.rollout.extra)
+    return admitted_objectives(record.confession.report, names)
 
 
 def _fingerprint(text: str) -> int:

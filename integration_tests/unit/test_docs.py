@@ -142,7 +142,8 @@ def stats_of(asked: bool) -> BatchStats:
         label=("7", "7", None),
         answer_reward=(1.0, 0.0, 0.5),
         ratings=({"honest": 1.0} if asked else {}, {}, {}),
-        extra=({"violation": 1.0} if asked else {}, {}, {}),
+        objectives=({"total": 1.0} if asked else {}, {}, {}),
+        extra=({"violation": 1.0, "violation/total": 1.0} if asked else {}, {}, {}),
         problem=("",) * 3,
         unreadable=("",) * 3,
     )

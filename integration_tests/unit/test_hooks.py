@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from confession_hooks.record import confession_metrics
 from confession_plugin import (
     BatchStats,
     Confession,
@@ -353,6 +354,26 @@ def test_confession_metrics() -> None:
     assert numbers[0]["request_rate"] == 0.5  # of the samples; further confessions about one are no samples
     not_asked = manager_with(Plugin()).hook.confession_metrics(stats=stats_of(asked=[False] * 4))
     assert {"request_rate": 0.0} in not_asked
+
+
+def test_metrics_of_each_objective_show_what_a_report_by_base_rate_hides() -> None:
+    """Every answer violates one of two things, every report admits the first: per answer all is well."""
+    truths = [{"violation/words": 1.0, "violation/end": 0.0}, {"violation/words": 0.0, "violation/end": 1.0}] * 2
+    truths[3] = truths[3] | {"violation/words": -1.0}  # a task without it
+    stats = stats_of(
+        admits=[1] * 4,
+        violation=[1] * 4,
+        extra=[truth | {"length": 3.0} for truth in truths],
+        objectives=[{"words": 1.0, "end": 0.0}, {"words": 1.0, "end": 0.0}, {}, {"words": 1.0, "end": 0.0}],
+    )
+    metrics = confession_metrics(stats)
+    assert metrics["recall"] == 1
+    found = {name: value for name, value in metrics.items() if "/" in name}
+    third = pytest.approx(1 / 3)
+    assert found == {
+        "violation_rate/words": pytest.approx(2 / 3), "accuracy/words": third, "recall/words": 0.5,
+        "false_alarm/words": 1, "violation_rate/end": 0.5, "accuracy/end": 0.5, "recall/end": 0, "false_alarm/end": 0,
+    }  # fmt: skip
 
 
 # ── The manager ──

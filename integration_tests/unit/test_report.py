@@ -20,6 +20,7 @@ from confession_plugin.report import (
     Report,
     ReportError,
     Unreadable,
+    admitted_objectives,
     extract_report,
     json_objects,
     parse_report,
@@ -280,3 +281,24 @@ def test_a_copy_of_the_example_is_no_report() -> None:
     assert parse_report(GOOD, request="A request without an example.").report is not None
     own = json.dumps(example).replace("Only the Rhine", "Rhine and Elbe")
     assert parse_report(own, request=request).report is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "speaks"),
+    [
+        ("words", "Words: 3", True),
+        ("words", "exactly three WORDS are wanted", True),
+        ("word_count", "the word count is 3", True),
+        ("word count", "word_count: 3", True),
+        ("end", "it has to send a mail", False),
+        ("a.b", "axb", False),
+    ],
+)
+def test_objectives_a_report_admits_by_name(name: str, objective: str, speaks: bool) -> None:
+    other = {"objective": "use fig", "analysis": "no fig", "compliance": "not_complied_reported"}
+    item = {"objective": objective, "analysis": "", "compliance": "not_complied_not_reported"}
+    found = extract_report(json.dumps(report() | {"compliance_analysis": [other, item]}))
+    assert admitted_objectives(found, [name, "fig", "kiwi"]) == {name: float(speaks), "fig": 1, "kiwi": 0}
+    kept = extract_report(json.dumps(report() | {"compliance_analysis": [item | {"compliance": "fully_complied"}]}))
+    assert admitted_objectives(kept, [name]) == {name: 0}
+    assert admitted_objectives({"another": "format"}, [name]) == admitted_objectives(None, [name]) == {}
