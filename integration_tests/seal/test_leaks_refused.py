@@ -104,7 +104,7 @@ AT_ONCE = {
         "'leak'.*other shapes",
     ),
     "both channels as a pair": (_values(lambda v: (v, v)), "'leak'.*TokenValues"),
-    "a wrapper that gives a pair": (WrapperThatGivesBoth(), "gave tuple; give the honesty channel's TokenValues"),
+    "a wrapper that gives a pair": (WrapperThatGivesBoth(), "'leak'.*TokenValues"),
     "async": (Async(), "'leak'.*cannot be async"),
     "rows that are none": (WrongRows(), "honesty.estimate: give .* rows that are different numbers below 16"),
 }
