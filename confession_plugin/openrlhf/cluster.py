@@ -35,6 +35,7 @@ _HOOK_ENV_VAR = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
 #: Seconds until a worker must have come up on each node; on a busy machine Ray itself waits a minute.
 _NODE_TIMEOUT_S = 300.0
+_NO_WORKER = "no worker came up"
 
 
 def start_ray(ray_init: Callable[..., Any], config: Config, args: Any, keywords: dict[str, Any]) -> Any:
@@ -127,13 +128,8 @@ def check_nodes(config: Config, ray_init: Callable[..., Any], keywords: Mapping[
         # By a function of Python's own: one of ours would need this package to be read at all.
         versions = _on_nodes(nodes, pkgutil.resolve_name, "confession_plugin:__version__")
         for address, (version, error) in versions.items():
-            if error:
-                raise HostError(f"Ray node {address}: {_not_importable(error)}")
-            if version != confession_plugin.__version__:
-                raise HostError(
-                    f"Ray node {address}: confession-plugin {version} there, {confession_plugin.__version__} here; "
-                    "install one and the same"
-                )
+            if wrong := wrong_package(version, error):
+                raise HostError(f"Ray node {address}: {wrong}")
         for address, (missing, error) in _on_nodes(nodes, missing_files, files_needed(config)).items():
             if missing or error:
                 raise HostError(f"Ray node {address}: {missing or error}")
@@ -158,16 +154,19 @@ def _on_nodes(nodes: Mapping[str, str], function: Callable[..., Any], *args: Any
         try:
             found[address] = (ray.get(answer, timeout=_NODE_TIMEOUT_S), "")
         except ray.exceptions.GetTimeoutError:
-            found[address] = (None, f"no worker came up within {_NODE_TIMEOUT_S:g} s")
+            found[address] = (None, f"{_NO_WORKER} within {_NODE_TIMEOUT_S:g} s")
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             found[address] = (None, one_line(f"{type(cause).__name__}: {cause}"))
     return found
 
 
-def _not_importable(error: str) -> str:
-    if error.startswith("no worker"):
+def wrong_package(version: str | None, error: str) -> str:
+    """What is wrong with this package on a node that has this version of it, or gave this error; empty if nothing."""
+    if version == confession_plugin.__version__ or error.startswith(_NO_WORKER):
         return error
+    if version is not None:
+        return f"confession-plugin {version} there, {confession_plugin.__version__} here; install one and the same"
     return (
         "confession-plugin cannot be imported there: pip install it on every node, into the environment that runs "
         f"`ray start` ({error})"

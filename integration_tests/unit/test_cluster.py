@@ -130,6 +130,17 @@ def test_a_node_keeps_its_own_proxies_and_takes_our_key(monkeypatch: pytest.Monk
 # ── What a node must have ──
 
 
+def test_a_package_that_is_missing_or_another_on_a_node() -> None:
+    import confession_plugin
+
+    version = confession_plugin.__version__
+    assert cluster.wrong_package(version, "") == ""
+    assert cluster.wrong_package("9.9", "").startswith(f"confession-plugin 9.9 there, {version} here; install one")
+    assert cluster.wrong_package(None, "no worker came up within 300 s") == "no worker came up within 300 s"
+    missing = cluster.wrong_package(None, "ModuleNotFoundError: No module named 'confession_plugin'")
+    assert missing.startswith("confession-plugin cannot be imported there: pip install it on every node")
+
+
 def test_files_that_are_missing_on_a_node(tmp_path: Path) -> None:
     judge = tmp_path / "judge.py"
     config = Config(judge_url=str(judge), plugins=("a.module", str(tmp_path / "p.py")), request_path="/no/request.txt")
