@@ -11,6 +11,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness import HERE, Tiny
 
 from confession_plugin import PromptBatch, hookimpl, session
 from confession_plugin.config import Config
+from confession_plugin.errors import PluginError
 from confession_plugin.openrlhf import seams
 from confession_plugin.openrlhf.rollout_actor import confessing_actor
 from confession_plugin.openrlhf.samples import Progress
@@ -209,6 +211,19 @@ def test_accepted_groups_are_judged_while_others_are_generated(engine: Any, toke
         )
         samples, *_ = generator.generate_samples(max_len=64)
     assert numbers(samples) == [1, 2, 3] and all(sample.info["confession/scored"] for sample in samples)
+
+
+def test_a_judge_that_fails_after_the_filter_stops_the_run(engine: Any, tokenizer: Any) -> None:
+    config, broken = CONFIG.model_copy(update={"probability": 1.0}), Path(os.environ["JUDGED"]) / "broken"
+    flags = ("--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0", "1")
+    broken.touch()
+    try:
+        with session.using(config, configured(config)), seams.in_this_process():
+            generator = generator_of(engine, tokenizer, 4, [], {}, *flags)
+            with pytest.raises(PluginError, match=r"plugin 'judge' failed in confession_judge: .* out of order"):
+                generator.generate_samples(max_len=64)
+    finally:
+        broken.unlink()
 
 
 def test_a_plugin_that_chooses_by_prompt_is_asked_for_replacements_too(engine: Any, tokenizer: Any) -> None:
