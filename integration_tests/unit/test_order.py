@@ -23,7 +23,7 @@ from harness import HERE, Tiny
 from confession_plugin import PromptBatch, hookimpl, session
 from confession_plugin.config import Config
 from confession_plugin.errors import PluginError
-from confession_plugin.openrlhf import seams
+from confession_plugin.openrlhf import recording, seams
 from confession_plugin.openrlhf.rollout_actor import confessing_actor
 from confession_plugin.openrlhf.samples import Progress
 from confession_plugin.openrlhf.ticket import take_ticket
@@ -182,11 +182,11 @@ def judged(since: Sequence[str] = ()) -> list[str]:
 
 
 @pytest.mark.parametrize("prompts", [60, 20])
-def test_filtered_groups_are_not_judged(engine: Any, tokenizer: Any, prompts: int) -> None:
-    """One call for each confession that trains; with 20 prompts, replacements run out as well."""
+def test_filtered_groups_are_not_judged(engine: Any, tokenizer: Any, prompts: int, tmp_path: Path) -> None:
+    """One call for each confession that trains, whose verdict is recorded; with 20 prompts, replacements run out."""
     dropped = dict.fromkeys((1, 3, 4, 5, 9, 14, 15, 17, 18, 19), 0.0)
     flags = (*OVERSAMPLED, "--algo.dynamic_filtering_enable", "--algo.dynamic_filtering_range", "0", "1")
-    config = CONFIG.model_copy(update={"probability": 1.0})
+    config = CONFIG.model_copy(update={"probability": 1.0, "record_rollouts": str(tmp_path)})
     before = os.listdir(os.environ["JUDGED"])
     with session.using(config, configured(config)), seams.in_this_process():
         generator = generator_of(engine, tokenizer, prompts, shuffled(16), dropped, *flags)
@@ -197,6 +197,10 @@ def test_filtered_groups_are_not_judged(engine: Any, tokenizer: Any, prompts: in
     assert all(bool(sample.info["confession/scored"]) for sample in samples)
     assert {sample.info["confession/unscored"][0] for sample in samples} == {""}
     assert ray.get(engine.waiting.remote()) == 0
+    recorded = [one for step in (1, 2) for one in recording.load(str(tmp_path), step) or ()]
+    rewards = [one["confession"].numbers["reward"] for one in recorded]
+    assert rewards == pytest.approx([float(sample.info["confession/reward"]) for sample in samples[: len(rewards)]])
+    assert len(rewards) == 8 * SAMPLES and all(one["confession"].numbers["scored"] for one in recorded)
 
 
 def test_accepted_groups_are_judged_while_others_are_generated(engine: Any, tokenizer: Any) -> None:
