@@ -34,7 +34,7 @@ def texts_of_answer(
 
 def texts_of_confession(
     tokenizer: Any, before: Sequence[int], ids: Sequence[int], *, reasoning_end: str | None = None
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """`confess.Sampled`'s texts: `ids` decoded, whole and without reasoning, in the light of what stands before."""
     whole = [*before, *ids]
     return {

@@ -105,5 +105,5 @@ class _OneProcess(SimpleNamespace):
 
 
 def _logs() -> dict[str, Any]:
-    texts = {name: deque(maxlen=1) for name in ("images", "prompt", "completion", "advantages")}
+    texts: dict[str, Any] = {name: deque(maxlen=1) for name in ("images", "prompt", "completion", "advantages")}
     return {**texts, "rewards": defaultdict(deque), "extra": defaultdict(deque)}

@@ -58,7 +58,7 @@ def _not_possible(args: Any) -> list[str]:
 
 
 def untested(args: Any) -> list[str]:
-    """Settings under which nobody has yet seen this adapter run."""
+    """Settings under which this adapter has not been tried."""
     state = getattr(getattr(args, "distributed_state", None), "distributed_type", "NO")
     kind = getattr(state, "value", state)
     wanted = {

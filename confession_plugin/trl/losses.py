@@ -75,10 +75,11 @@ def compute_loss(host: HostLoss, trainer: Any, config: Config, model: Any, input
         loss = _exclusive(host, trainer, model, stock, inputs[ASKED], _totals("answers", inputs))
     else:
         loss = host(model, stock)
-    if config.coef == 0 or not _any_process_has(trainer, rows):
+    count = 0 if config.coef == 0 else _rows_everywhere(trainer, rows)
+    if count == 0:
         return loss
-    confession = _confessions(host, trainer, config, model, rows or [_nothing(inputs)], inputs, live=bool(rows))
-    return loss + config.coef * confession
+    filling = [_nothing(inputs)] * (count - len(rows))
+    return loss + config.coef * _confessions(host, trainer, config, model, rows, filling, inputs)
 
 
 def _totals(name: str, inputs: Mapping[str, Any]) -> Totals:
@@ -96,26 +97,28 @@ def _confessions(
     config: Config,
     model: Any,
     rows: list[Row],
+    filling: list[Row],
     inputs: Mapping[str, Any],
-    *,
-    live: bool,
 ) -> Tensor:
-    totals, batch = _totals("rows", inputs), batch_of(trainer, rows)
+    """The host's loss on the confessions' rows, and on rows that only fill a process's micro-batch."""
+    totals, batch = _totals("rows", inputs), batch_of(trainer, [*rows, *filling])
     device = batch["prompt_ids"].device
     batch["num_items_in_batch"] = torch.tensor(totals.tokens, device=device)
-    if not live:
-        batch["tool_mask"] = torch.zeros_like(batch["completion_mask"])
-    tokens = sum(len(row.ids) for row in rows) if live else 0
-    scale = totals.scale(trainer.loss_type, len(rows) * live, tokens, micro_batches_of(trainer))
+    if filling:
+        batch["tool_mask"] = torch.ones_like(batch["completion_mask"])
+        batch["tool_mask"][len(rows) :] = 0
+    tokens = sum(len(row.ids) for row in rows)
+    # The host divides by all rows that it is given.
+    scale = totals.scale(trainer.loss_type, len(rows) + len(filling), tokens, micro_batches_of(trainer))
     # The entropy bonus is a mean over the micro-batch's tokens under every loss type: weighed by how many there are.
     entropy = totals.share(tokens, micro_batches_of(trainer)) / scale if scale else 0.0
     with host_state.second_loss(trainer, max_new_tokens=config.max_new_tokens, entropy_scale=entropy) as seen:
         loss = host(model, batch) * scale
     ours = trainer._metrics["train"]
     for name, values in seen.items():
-        if live and name != "entropy_coef":
+        if rows and name != "entropy_coef":
             ours[PREFIX + name].extend(values)
-    if live:
+    if rows:
         ours[PREFIX + "loss"].append(loss.item() * trainer.current_gradient_accumulation_steps)
     return loss
 
@@ -135,19 +138,19 @@ def _exclusive(
     return host(model, answers) * scale
 
 
-def _any_process_has(trainer: Any, rows: list[Row]) -> bool:
-    """Whether any process trains a confession in this micro-batch: then all run the second pass.
+def _rows_everywhere(trainer: Any, rows: list[Row]) -> int:
+    """Rows of the second pass, the same number in every process: the most that one has confessions in this micro-batch.
 
-    The host's metrics, and the wrappers of distributed models, wait for every process.
+    The host gathers a number a row from every process, and the wrappers of distributed models wait for all of them.
     """
     if trainer.accelerator.num_processes == 1:
-        return bool(rows)
+        return len(rows)
     count = torch.tensor([len(rows)], device=trainer.accelerator.device)
-    return bool(trainer.accelerator.gather(count).sum() > 0)
+    return int(trainer.accelerator.gather(count).max())
 
 
 def _nothing(inputs: Mapping[str, Any]) -> Row:
-    """A row whose tokens take no gradient, for a process without a confession in this micro-batch."""
+    """A row whose token takes no gradient, for a process with fewer confessions than another in this micro-batch."""
     context = inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()].tolist()
     zero = torch.zeros(1)
     return Row(

@@ -39,8 +39,7 @@ def batch_stats(
     mine: list[tuple[dict[str, Any], bool, Any, float]] = []
     for sample, (group, label, reward) in enumerate(zip(groups, labels, rewards, strict=True)):
         known = math.nan if reward is None else reward
-        entries = [numbers_of(one.judged) for one in found.get(sample, ())] or [{}]
-        for number, entry in enumerate(entries):
+        for number, entry in enumerate([numbers_of(one.judged) for one in found.get(sample, ())] or [{}]):
             mine.append((entry | {"group": group}, number > 0, label, known))
     entries, extra, all_labels, all_rewards = zip(*gather_object(mine), strict=True)
     columns = {

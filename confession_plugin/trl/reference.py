@@ -30,11 +30,15 @@ def with_log_probs(trainer: Any, rows: Sequence[Sequence[Row]], batch: Mapping[s
 
 
 def _filled(trainer: Any, rows: Sequence[Row], wanted: Sequence[str]) -> list[Row]:
-    found = {KEPT[name]: _log_probs(trainer, rows, reference=name.startswith("ref")) for name in wanted}
-    return [
-        dataclasses.replace(row, **{field: values[at, : len(row.ids)].cpu() for field, values in found.items()})
-        for at, row in enumerate(rows)
-    ]
+    found: dict[str, Tensor] = {
+        KEPT[name]: _log_probs(trainer, rows, reference=name.startswith("ref")) for name in wanted
+    }
+
+    def filled(at: int, row: Row) -> Row:
+        own: dict[str, Any] = {field: values[at, : len(row.ids)].cpu() for field, values in found.items()}
+        return dataclasses.replace(row, **own)
+
+    return [filled(at, row) for at, row in enumerate(rows)]
 
 
 def _log_probs(trainer: Any, rows: Sequence[Row], *, reference: bool) -> Tensor:

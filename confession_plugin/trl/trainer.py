@@ -206,7 +206,8 @@ class Confessing:
     def _single_turn(self, contexts: list[list[int]]) -> Any:
         """The trainer's own generation, one completion a context."""
         generate = self._generate_single_turn  # type: ignore[attr-defined]
-        one = {"num_generations": 1} if "num_generations" in inspect.signature(generate).parameters else {}
+        known = inspect.signature(inspect.unwrap(GRPOTrainer._generate_single_turn)).parameters
+        one = {"num_generations": 1} if "num_generations" in known else {}
         return generate(contexts, None, {}, **one)[0]
 
     def _rows(

@@ -228,7 +228,7 @@ def plugins_for(run: Run, config: Config, honesty: RewardOf, *, everyone: bool =
 
 @contextlib.contextmanager
 def in_a_world(config: Config) -> Iterator[tuple[World, Path]]:
-    """A tiny world, and silence; nothing that happens inside is left in this process."""
+    """A tiny world, in which the host says nothing; nothing that happens inside is left in this process."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="confession-seal-")))
         stack.enter_context(same_random_state())
