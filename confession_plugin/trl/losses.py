@@ -139,7 +139,7 @@ def _exclusive(
 
 
 def _rows_everywhere(trainer: Any, rows: list[Row]) -> int:
-    """Rows of the second pass, the same number in every process: the most that one has confessions in this micro-batch.
+    """Rows of the second pass, as many in every process as the one with most confessions has in this micro-batch.
 
     The host gathers a number a row from every process, and the wrappers of distributed models wait for all of them.
     """

@@ -254,7 +254,7 @@ class Confessing:
         nested = run.config.samples_per_answer
 
         def host(on: Any, inputs: Sequence[Any]) -> dict[str, Any]:
-            return dict(super()._generate_and_score_completions(inputs))
+            return dict(super()._generate_and_score_completions(inputs))  # type: ignore[misc]
 
         estimator = HostEstimator(host, trainer, scored, mask)
         channel = HonestyChannel(
