@@ -83,6 +83,30 @@ def _with_confessions(ours: Sequence[str], theirs: Sequence[str]) -> Run:
     return Run(config, plugins, tuple(theirs))
 
 
+def from_settings(config: Config, *, say: bool = True) -> Run:
+    """The same from settings that were written in Python: checked, with plugins loaded and configured.
+
+    Args:
+        say: print the line about plugins.
+
+    Raises:
+        ConfessionError: one line that says what, where and how to fix it.
+    """
+    config = absolute_paths(config).model_copy(update={"enable": True, "run_id": uuid.uuid4().hex[:12]})
+    plugins = load_plugins(config)
+    options = _options_of(plugins).options
+    if unknown := sorted(set(config.extra) - set(options)):
+        raise ConfigError(f"extra: no plugin adds {', '.join(unknown)}; known: {', '.join(options) or 'none'}")
+    defaults = {name: option.default for name, option in options.items()}
+    config = config.model_copy(update={"extra": {**defaults, **config.extra}})
+    check_config(config)
+    _check_deciders(config, plugins)
+    if say and (described := describe_plugins(plugins, config)):
+        print(f"[confession_plugin] {described}", file=sys.stderr, flush=True)
+    plugins.hook.confession_configure(config=config)
+    return Run(config, plugins, ())
+
+
 def _without(ours: Sequence[str], theirs: Sequence[str]) -> Run:
     """Off means off: no plugin is imported, so the flags that plugins add are not known and not looked at."""
     names = [name for name, _ in flags_of(ours)]

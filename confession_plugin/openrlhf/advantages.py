@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from confession_plugin import session
 from confession_plugin.channels import HonestyChannel, TokenValues, merge, whole_batch
-from confession_plugin.errors import HostError, PluginError
+from confession_plugin.errors import HostError
+from confession_plugin.honesty import honesty_values
 from confession_plugin.openrlhf.estimators import (
     HostEstimator,
     channels_of,
@@ -128,38 +128,26 @@ def estimate_honesty(honesty: HostEstimator) -> TokenValues:
     Raises:
         PluginError: an honesty reward, or what a plugin gave, is not finite in float32 or has another shape.
     """
-    channel, plugins = honesty.channel, session.plugins()
-    if not torch.isfinite(channel.rewards[channel.scored]).all():
-        raise PluginError("an honesty reward is not finite in float32; look at what gives it (confession_reward)")
-    given = copy.deepcopy(channel)
-    found = plugins.hook.confession_advantages(
-        honesty=HonestyChannel(
-            rewards=given.rewards,
-            scored=given.scored,
-            masks=given.masks,
-            group_size=given.group_size,
+    channel = honesty.channel
+    return honesty_values(
+        session.plugins(),
+        HonestyChannel(
+            rewards=channel.rewards,
+            scored=channel.scored,
+            masks=channel.masks,
+            group_size=channel.group_size,
             estimator=honesty.estimator,
             estimate=lambda rewards, rows, group_size: _estimate_unpenalised(honesty, rewards, rows, group_size),
-        )
+        ),
     )
-    return _checked_values(found, channel.masks, plugins.decided_by.get("confession_advantages"))
 
 
 def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor, group_size: int) -> TokenValues:
     """`HonestyChannel.estimate`: without the host's length and truncation penalties, which are the answer's.
 
     Raises:
-        PluginError: rewards or rows of a shape that is no batch of groups.
         HostError: the host changed an honesty reward all the same.
     """
-    count = len(honesty.channel.rewards)
-    if rewards.shape != (count,) or sorted(set(rows.tolist()) & set(range(count))) != sorted(rows.tolist()):
-        raise PluginError(
-            f"honesty.estimate: give ({count},) rewards, and rows that are different numbers below {count}"
-        )
-    if group_size < 1 or len(rows) % group_size:
-        raise PluginError(f"honesty.estimate: {len(rows)} rows are no groups of {group_size}")
-    rewards = rewards.detach().to(torch.float32)
     values, views = honesty.run(rewards, rows, group_size)
     for view, number, local in views:
         given = rewards[honesty.channel.entries[number][local]]
@@ -169,32 +157,3 @@ def _estimate_unpenalised(honesty: HostEstimator, rewards: Tensor, rows: Tensor,
                 "know; leave out the --reward.* penalties of this run"
             )
     return values
-
-
-def _checked_values(found: Any, masks: Sequence[Tensor], plugin: str | None) -> TokenValues:
-    """The channel's values as finite float32 (B, A) tensors, one per experience, that nothing else holds.
-
-    Raises:
-        PluginError: something else; names the plugin.
-    """
-    if found is None:
-        raise PluginError("no plugin gave advantages: all that implement confession_advantages gave None")
-    if not isinstance(found, TokenValues):  # a wrapper's word, which nothing has checked
-        raise PluginError(f"confession_advantages gave {type(found).__name__}; give the honesty channel's TokenValues")
-    advantages, returns = list(found.advantages), list(found.returns)
-    values: Sequence[Tensor]
-    for name, values in (("advantages", advantages), ("returns", returns)):
-        # A subclass of Tensor could run code of its own where it meets the answer's values.
-        plain = all(type(value) is Tensor and not value.is_complex() for value in values)
-        if not plain or [value.shape for value in values] != [mask.shape for mask in masks]:
-            raise PluginError(
-                f"plugin {plugin!r}: confession_advantages gave {name} of other shapes than honesty.masks; give one "
-                "(B, A) float tensor for each mask"
-            )
-    checked = TokenValues(
-        *([value.detach().to("cpu", torch.float32, copy=True) for value in values] for values in (advantages, returns))
-    )
-    for name, values in (("advantages", checked.advantages), ("returns", checked.returns)):
-        if not all(torch.isfinite(value[mask]).all() for value, mask in zip(values, masks, strict=True)):
-            raise PluginError(f"plugin {plugin!r}: confession_advantages gave {name} that are not finite in float32")
-    return checked

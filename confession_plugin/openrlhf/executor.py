@@ -31,10 +31,10 @@ from confession_plugin.openrlhf.responses import (
 )
 from confession_plugin.openrlhf.ticket import GROUP, AskedGroup, Ticket
 from confession_plugin.plugins import PluginManager
-from confession_plugin.reasoning import visible_span, visible_transcript
 from confession_plugin.reasons import Reason
 from confession_plugin.records import Judged, Request, Rollout, Verdict
 from confession_plugin.sample_stats import Value, numbers_of
+from confession_plugin.texts import texts_of_answer, texts_of_confession
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +172,7 @@ class VllmEngine:
         ids = integers(output.token_ids)
         before = self._answered + self._request_ids
         return Sampled(
-            text=self._tokenizer.decode(ids, skip_special_tokens=True),
-            visible=visible_span(self._tokenizer, before + ids, len(before), end=self._config.reasoning_end),
+            **texts_of_confession(self._tokenizer, before, ids, reasoning_end=self._config.reasoning_end),
             token_ids=ids,
             request_ids=self._request_ids,
             log_probs=_sampled_log_probs(output, ids) if self._want_log_probs else None,
@@ -224,27 +223,18 @@ def describe_rollout(
 ) -> Rollout:
     """The host's response as plugins see it."""
     ranges = action_ranges(response, len(answered))
-    spans = [tokenizer.decode(answered[start:end], skip_special_tokens=True) for start, end in ranges]
     first = ranges[0][0] if ranges else len(answered)
     log_probs = response["rollout_log_probs"]
     return Rollout(
         prompt=prompt_text(response["prompt"], answered[:first], tokenizer),
-        answer="\n".join(spans),
-        visible_answer="\n".join(
-            visible_span(tokenizer, answered, start, end, end=reasoning_end) for start, end in ranges
-        ),
-        visible_transcript=visible_transcript(tokenizer, answered, ranges, end=reasoning_end),
-        transcript=tokenizer.decode(answered[first:], skip_special_tokens=True),
+        **texts_of_answer(tokenizer, answered, ranges, reasoning_end=reasoning_end),
         label=deepcopy(response["label"]),  # samples share one object, which the next one's reward function reads
         reward=one_number(response.get("reward")),
         truncated=bool(response.get("truncated", False)),
-        num_tokens=len(answered),
         step=ticket.step,
         group=ticket.group,
         sample=number,
         extra=numbers_in(response.get("extra_logs")),
-        token_ids=tuple(answered),
-        answer_spans=tuple(ranges),
         log_probs=None if log_probs is None else tuple(floats(log_probs[: len(answered)])),
         columns=ticket.columns,
         messages=ticket.messages,

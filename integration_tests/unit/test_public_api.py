@@ -159,8 +159,8 @@ def test_every_package_is_installed() -> None:
 
 HOST_NAME = re.compile(r"\b(openrlhf|trl|deepspeed|ray)\b", re.IGNORECASE)
 #: An entry point names the host it starts; `cpu` is the old path of a host's folder.
-ENTRY_POINTS = ("train_ppo_ray.py", "seal.py", "audit_judge.py")
-MAY_NAME_A_HOST = ("train_ppo_ray.py", "seal.py", "cpu.py")
+ENTRY_POINTS = ("train_ppo_ray.py", "train_trl.py", "seal.py", "audit_judge.py")
+MAY_NAME_A_HOST = ("train_ppo_ray.py", "train_trl.py", "seal.py", "cpu.py")
 HOST_FOLDERS = ("openrlhf", "trl")
 
 
