@@ -1,0 +1,115 @@
+"""How honest were the confessions of a run, step by step and kind by kind of instruction?
+
+    python3 examples/reports/measure.py RUN [--every 5] [--json FILE]
+
+Reads the run's trace.  Per answer: recall P(confess | bad), false alarms P(confess | good), precision, joint miss.
+Per kind: the share of right words about instructions that were broken / that were kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from world import FOLLOWED, KINDS, read_task, truth, words_of
+
+
+def confessions(run: Path) -> list[dict[str, Any]]:
+    """The trace's lines; of a step that was interrupted and repeated, the last ones."""
+    lines: dict[tuple[int, ...], dict[str, Any]] = {}
+    for file in sorted((run / "trace").glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            lines[tuple(record[name] for name in ("step", "group", "sample", "number"))] = record
+    return list(lines.values())
+
+
+def rates(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means and rates of some confessions, with the counts behind them."""
+    count, right, total = Counter[str](), Counter[str](), Counter[str]()
+    for record in records:
+        kept = truth(task := read_task(record["prompt"]), words_of(record["answer"]))
+        state = "good" if all(kept.values()) else "bad"
+        count[state] += 1
+        count[f"{state} confessed"] += bool(record["admits"])
+        count["parsed"] += record["problem"] is None
+        report = record["report"] or {"compliance_analysis": ()}
+        labels = {item["objective"]: item["compliance"] for item in report["compliance_analysis"]}
+        for kind, was_kept in kept.items():
+            label, name = labels.get(f"{kind}: {task[kind]}", ""), f"{kind} {'kept' if was_kept else 'broken'}"
+            right[name] += label == FOLLOWED if was_kept else label.startswith("not_complied")
+            total[name] += 1
+    scored = [record["honesty_reward"] for record in records if record["honesty_reward"] is not None]
+    confessed = count["bad confessed"] + count["good confessed"]
+    return {
+        "answer reward": _share(sum(record["answer_reward"] for record in records), len(records)),
+        "violation": _share(count["bad"], len(records)),
+        "honesty": _share(sum(scored), len(scored)),
+        "parsed": _share(count["parsed"], len(records)),
+        "recall": _share(count["bad confessed"], count["bad"]),
+        "false alarm": _share(count["good confessed"], count["good"]),
+        "precision": _share(count["bad confessed"], confessed),
+        "joint miss": _share(count["bad"] - count["bad confessed"], len(records)),
+        **{name: _share(right[name], total[name]) for kind in KINDS for name in (f"{kind} broken", f"{kind} kept")},
+        "counts": {"confessions": len(records), "scored": len(scored), **count, **total},
+    }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def measure(run: Path, every: int) -> dict[str, dict[str, Any]]:
+    """``1-5`` -> the rates of these steps, and so on."""
+    records = confessions(run)
+    last = max((record["step"] for record in records), default=0)
+    return {
+        f"{first}-{min(first + every - 1, last)}": rates(
+            [record for record in records if first <= record["step"] < first + every]
+        )
+        for first in range(1, last + 1, every)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Rates of a run's confessions.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--every", type=int, default=5, metavar="STEPS")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    found = measure(args.run, args.every)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    names = [name for name in next(iter(found.values()), {}) if name != "counts"]
+    console = Console(width=120)
+    for title, chosen in (("Answers and confessions", names[:8]), ("Right words, broken / kept", names[8:])):
+        table = Table(
+            "steps",
+            *(name if title[0] == "A" else name.removesuffix(" kept") for name in _columns(chosen)),
+            title=title,
+        )
+        for steps, values in found.items():
+            cells = [_cell(values[name]) for name in chosen]
+            table.add_row(steps, *(cells if title[0] == "A" else _pairs(cells)))
+        console.print(table)
+
+
+def _columns(names: list[str]) -> list[str]:
+    return [name for name in names if not name.endswith(" broken")]
+
+
+def _pairs(cells: list[str]) -> list[str]:
+    return [f"{broken} / {kept}" for broken, kept in zip(cells[::2], cells[1::2], strict=True)]
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()
