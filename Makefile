@@ -1,11 +1,11 @@
-# make setup | demo | test | test-quick | lint | bench | clean
+# make setup | demo | test | test-quick | lint | bench | evidence-quick | clean
 #
 # setup installs from whatever package index pip is configured for (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf).
 # Where the default index holds CUDA builds of torch, put torch's index of CPU builds into PIP_EXTRA_INDEX_URL.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint bench seal-hosts seal-matrix clean
+.PHONY: help setup demo test test-quick lint bench evidence-quick seal-hosts seal-matrix clean
 
 VENV := .venv/bin
 # Tests and demos ask nothing of the network and report nothing to it.
@@ -22,6 +22,7 @@ help:
 	@echo "make test-quick  those that take seconds each: no whole runs, the seal without its matrix"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the benchmarks, one after the other: more than an hour"
+	@echo "make evidence-quick  confessions beside the stock run in a small world, one seed"
 	@echo "make clean   remove .venv and everything else that was built"
 
 setup:
@@ -46,6 +47,10 @@ lint: setup
 
 bench: setup
 	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/python "$$file" || exit 1; done
+
+# Builds the world once, under build/.  The experiments themselves: benchmarks/evidence/run.py
+evidence-quick: setup
+	@$(VENV)/python benchmarks/evidence/quick.py $(ARGS)
 
 clean:
 	rm -rf .venv build dist runs *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
