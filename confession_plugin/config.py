@@ -133,6 +133,11 @@ class Config(BaseModel):
         None, description="Train on rollouts recorded in this folder; without --confession.enable on answers alone."
     )
     trace_hooks: bool = Field(False, description="Print every hook call with its arguments and result.")
+    unsealed_coupling: str | None = Field(
+        None,
+        description="UNSEALED, a control for experiments: a .py file whose couple() lets confessions change their "
+        "answers' rewards.",
+    )
     untested_host: bool = Field(False, description="Run on a host version this release was not tested with.")
     dry_run: bool = Field(
         False,

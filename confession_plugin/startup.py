@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from confession_plugin import hookspecs, session
+from confession_plugin import hookspecs, session, unsealed
 from confession_plugin.command_line import format_help, selection, split_argv, wants_help
 from confession_plugin.config import PREFIX, Config, OptionGroup, check_config, close_to, flags_of, parse_config
 from confession_plugin.errors import ConfessionError, ConfigError, HostError
@@ -46,8 +46,9 @@ class Run:
     help: str | None = None
     """Our part of the help text, where that is all that is wanted."""
 
-    off: str = ""
-    """What to say where flags of ours were given and confessions are off all the same."""
+    said: str = ""
+    """What a run says at its start and at its end: flags of ours were given and confessions are off all the same, or
+    the run is unsealed."""
 
 
 def prepare(argv: Sequence[str] | None = None, *, confessions: bool | None = None) -> Run:
@@ -76,11 +77,12 @@ def _with_confessions(ours: Sequence[str], theirs: Sequence[str]) -> Run:
     config = absolute_paths(parse_config(ours, _options_of(plugins)))
     config = config.model_copy(update={"enable": True, "run_id": uuid.uuid4().hex[:12]})
     check_config(config)
+    unsealed.check(config)
     _check_deciders(config, plugins)
     if described := describe_plugins(plugins, config):
         print(f"[confession_plugin] {described}", file=sys.stderr, flush=True)
     plugins.hook.confession_configure(config=config)
-    return Run(config, plugins, tuple(theirs))
+    return Run(config, plugins, tuple(theirs), said=unsealed.warning(config))
 
 
 def from_settings(config: Config, *, say: bool = True) -> Run:
@@ -116,7 +118,7 @@ def _without(ours: Sequence[str], theirs: Sequence[str]) -> Run:
     off = ""
     if names and config.replay_rollouts is None:
         off = f"OFF: {given} without {PREFIX}enable: this is the stock run, nothing confesses; add {PREFIX}enable"
-    return Run(config, PluginManager(), tuple(theirs), off=off)
+    return Run(config, PluginManager(), tuple(theirs), said=off)
 
 
 def _first_look(ours: Sequence[str]) -> Config:
@@ -203,12 +205,13 @@ def _one_line(error: ConfessionError) -> str:
     return " ".join(str(getattr(error, "cause", error)).split())
 
 
+PATHS = ("request_path", "judge_prompt", "trace_dir", "record_rollouts", "replay_rollouts", "unsealed_coupling")
+
+
 def absolute_paths(config: Config) -> Config:
     """Paths as every worker can find them, whatever folder it runs in."""
     changes: dict[str, object] = {
-        name: str(Path(value).resolve())
-        for name in ("request_path", "judge_prompt", "trace_dir", "record_rollouts", "replay_rollouts")
-        if (value := getattr(config, name)) is not None
+        name: str(Path(value).resolve()) for name in PATHS if (value := getattr(config, name)) is not None
     }
     if config.judge_file:
         changes["judge_url"] = str(Path(config.judge_file).resolve())

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             dry_call.require(run.plugins, run.config)
         if run.config.dry_run:
             return launch.show_dry_run(run)
-    with startup.said_at_both_ends(run.off), startup.exits(startup.EXIT_STOPPED):
+    with startup.said_at_both_ends(run.said), startup.exits(startup.EXIT_STOPPED):
         launch.train(run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,28 @@ from confession_plugin.config import Config
 from confession_plugin.readable import kind_of
 from confession_plugin.reporting.trace import Trace, trace_record
 from confession_plugin.sample_stats import objective_truths
+from confession_plugin.unsealed import LABEL
 
 
 class Record:
     """Writes the trace and makes the metrics."""
 
     trace: Trace | None
+    marks: Mapping[str, str]
+    """What every line of the trace says beside its confession: that the run is unsealed."""
 
     @hookimpl
     def confession_configure(self, config: Config) -> None:
         """Prepare the trace; its file is opened by the first confession, so that only rollout workers have one."""
         folder, max_bytes = config.trace_dir, int(config.trace_max_mb * 1_000_000)
         self.trace = None if folder is None else Trace(Path(folder), max_bytes, config.run_id)
+        self.marks = {LABEL: config.unsealed_coupling} if config.unsealed_coupling is not None else {}
 
     @hookimpl
     def confession_judged(self, record: Judged) -> None:
         """Append the confession to this worker's trace file."""
         if self.trace is not None:
-            self.trace.write(trace_record(record))
+            self.trace.write({**self.marks, **trace_record(record)})
 
     @hookimpl
     def confession_metrics(self, stats: BatchStats) -> dict[str, float]:

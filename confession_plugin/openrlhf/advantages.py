@@ -8,16 +8,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from confession_plugin import session
+from confession_plugin import session, unsealed
 from confession_plugin.channels import HonestyChannel, TokenValues, merge, whole_batch
 from confession_plugin.errors import HostError
 from confession_plugin.honesty import honesty_values
 from confession_plugin.openrlhf.estimators import (
+    Channel,
     HostEstimator,
     channels_of,
     known_estimator,
@@ -98,7 +100,7 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
     plugin is handed copies of the honesty channel and nothing else.
     """
     rows = [unfold(experience) for experience in experiences]
-    answers, honesty = channels_of(self, experiences, rows)
+    answers, honesty = coupled(*channels_of(self, experiences, rows), experiences)
     of_answers = estimate_answers(HostEstimator(host, self, rows, answers))
     copies = [without_outcomes(one) for one in rows]
     of_honesty = estimate_honesty(HostEstimator(host, maker_for_honesty(self), copies, honesty))
@@ -109,7 +111,30 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
         experience.rewards, experience.kl = one.rewards, None
         fold(experience, one, ("advantages", "returns"))
         experience.info |= {name: value for name, value in one.info.items() if not name.startswith(PREFIX)}
+        if session.config().unsealed_coupling is not None:
+            experience.info[f"{unsealed.LABEL}/{_RETURN}"] = experience.info.pop(_RETURN)
     return experiences
+
+
+#: The host's logged sum of a sample's rewards as they train.
+_RETURN = "return"
+
+
+def coupled(answers: Channel, honesty: Channel, experiences: Sequence[Any]) -> tuple[Channel, Channel]:
+    """The channels as they are; with ``--confession.unsealed_coupling`` their rewards as its function rewrites them.
+
+    The host means the info's entries over a step and logs them: the new answer rewards and, in place of its own entry
+    of this name, the return that is made of them.
+    """
+    coupling = unsealed.coupling_of(session.config())
+    if coupling is None:
+        return answers, honesty
+    order = torch.cat([torch.tensor(one.index) for one in experiences]).argsort()
+    admits = torch.cat([column(one.info, "admits") for one in experiences])[order]
+    of_answers, of_honesty = coupling(answers.rewards, honesty.rewards, honesty.scored, admits)
+    for one in experiences:
+        one.info[f"{unsealed.LABEL}/answer_reward"] = of_answers[torch.tensor(one.index)]
+    return replace(answers, rewards=of_answers), replace(honesty, rewards=of_honesty)
 
 
 def estimate_answers(answers: HostEstimator) -> TokenValues:

@@ -198,12 +198,12 @@ def test_installed_plugins_are_said_with_what_they_decide(
 
 def test_flags_without_enable_are_said_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
     run = startup.prepare(["--confession.coef", "2", "--confession.some_plugins.flag", "x", "--train.seed", "7"])
-    with startup.said_at_both_ends(run.off):
+    with startup.said_at_both_ends(run.said):
         print("a long run", file=sys.stderr)
     first, between, last = capsys.readouterr().err.splitlines()
     assert first == last and between == "a long run"
     assert first.startswith("confession: OFF: --confession.coef, --confession.some_plugins.flag without --confession.")
-    assert startup.prepare(["--train.seed", "7"]).off == ""
+    assert startup.prepare(["--train.seed", "7"]).said == ""
     with pytest.raises(ConfigError, match=r"unknown flag --confession.enabel; did you mean --confession.enable\?"):
         startup.prepare(["--confession.enabel"])
 

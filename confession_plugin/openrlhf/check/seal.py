@@ -25,6 +25,7 @@ from confession_plugin.openrlhf.check.coverage import describe, not_exercised
 from confession_plugin.openrlhf.check.passes import Pass, masks_of, one_pass, one_step, quiet, shrunk
 from confession_plugin.openrlhf.check.random_rollouts import REWARDS, RandomRollouts, RewardOf, by_content, responses
 from confession_plugin.plugins import PluginManager, configured, fresh_copies
+from confession_plugin.unsealed import FLAG, LABEL
 
 __all__ = ["Comparison", "SealReport", "check_seal", "quiet", "require_seal"]
 
@@ -64,10 +65,17 @@ class SealReport:
     passes: int
     not_exercised: tuple[str, ...]
     seconds: float
+    unsealed: str | None = None
+    """The file of ``--confession.unsealed_coupling``, which was left out of all passes."""
+
+    @property
+    def violated(self) -> bool:
+        """Something moved that no flag asks for."""
+        return not all(one.holds for one in self.comparisons)
 
     @property
     def holds(self) -> bool:
-        return all(one.holds for one in self.comparisons)
+        return not self.violated and self.unsealed is None
 
     @property
     def broken(self) -> Comparison:
@@ -77,11 +85,16 @@ class SealReport:
         return min(broken, key=lambda one: (data_way.index(one.seam), "stock" in one.name))
 
     def __str__(self) -> str:
-        if not self.holds:
+        if self.violated:
             return f"seal VIOLATED: {self.combination}; {_said(self.broken)} ({self.seconds:.1f} s)"
         exact = sum(not one.allowed for one in self.comparisons)
         near = max((one.change for one in self.comparisons if one.allowed), default=None)
         parts = [f"seal holds: {self.combination}; {self.passes} passes, {exact} comparisons bit-identical"]
+        if self.unsealed is not None:
+            parts = [
+                f"seal {LABEL}: {self.combination}; {FLAG} {self.unsealed} pays or punishes answers for what their "
+                f"confessions say; without it {self.passes} passes, {exact} comparisons bit-identical"
+            ]
         parts += [] if near is None else [f"stock's gradients and numbers to {near:.1g}"]
         parts += [f"not exercised: {', '.join(self.not_exercised)}"] if self.not_exercised else []
         return f"{'; '.join(parts)} ({self.seconds:.1f} s)"
@@ -100,7 +113,7 @@ def require_seal(args: Any, config: Config, plugins: PluginManager | None = None
         ConfigError: the host's own numbers are not finite under these flags.
     """
     report = check_seal(args, config, plugins)
-    if not report.holds:
+    if report.violated:
         raise HostError(
             f"the seal is violated: {_said(report.broken)} ({report.combination}); this run would mix the reward "
             "channels and does not start"
@@ -113,7 +126,8 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
 
     Args:
         args: the host's parsed flags; batch and model sizes are shrunk, everything that shapes the algorithm is kept.
-        config: the run's settings.
+        config: the run's settings.  An unsealed coupling is left out of the passes: it does what the check looks for,
+            and a leak beside it must not hide behind it.
         plugins: the run's plugins; loaded from `config` if not given.  Every pass has new ones of the same kind.
 
     Raises:
@@ -121,7 +135,9 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
         PluginError: a plugin fails on one of the passes.
     """
     started = time.perf_counter()
-    config = config.model_copy(update={"samples_per_answer": min(config.samples_per_answer, 3), "trace_dir": None})
+    unsealed = config.unsealed_coupling
+    small = {"samples_per_answer": min(config.samples_per_answer, 3), "trace_dir": None, "unsealed_coupling": None}
+    config = config.model_copy(update=small)
     check = _Check(shrunk(args), config, plugins or configured(config))
     with quiet(), simulator.one_process():
         check.honesty_against_answer()
@@ -130,7 +146,8 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
             check.exclusive_against_stock()
     left_out = (*not_exercised(args, config), *check.left_out)
     seconds = time.perf_counter() - started
-    return SealReport(describe(check.args, config), tuple(check.comparisons.values()), check.passes, left_out, seconds)
+    compared = tuple(check.comparisons.values())
+    return SealReport(describe(check.args, config), compared, check.passes, left_out, seconds, unsealed)
 
 
 class _Check:
