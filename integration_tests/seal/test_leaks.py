@@ -141,20 +141,27 @@ class EditsItsValuesLater(Attack):
             value.fill_(99.0)
 
 
+def held_by(function: Any) -> Iterator[Any]:
+    """Everything that a function's closure holds, and what the functions in there hold."""
+    for cell in getattr(function, "__closure__", None) or ():
+        yield cell.cell_contents
+        yield from held_by(cell.cell_contents)
+
+
 class EditsTheClosure(Attack):
     """Goes through what `honesty.estimate` holds and changes every tensor and setting it finds."""
 
     @hookimpl
     def confession_advantages(self, honesty: HonestyChannel) -> TokenValues:
         values = estimate_scored(honesty)
-        for cell in honesty.estimate.__closure__ or ():  # type: ignore[attr-defined]
-            for row in cell.cell_contents.rows:
+        for host in (held for held in held_by(honesty.estimate) if hasattr(held, "rows")):
+            for row in host.rows:
                 for field in fields(row):
                     value = getattr(row, field.name)
                     if isinstance(value, torch.Tensor):
                         self.at_work()
                         value.zero_()
-            maker = cell.cell_contents._maker
+            maker = host._maker
             maker.kl_ctl.value, maker.args.algo.kl.init_coef = 9.0, 9.0
         return values
 
