@@ -76,6 +76,15 @@ def measure(run: Path, every: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def by_step(run: Path) -> list[dict[str, Any]]:
+    """The rates of each step, under names without blanks; none for a run without confessions."""
+    found = measure(run, every=1)
+    return [
+        {"step": int(steps.partition("-")[0])} | {name.replace(" ", "_"): value for name, value in values.items()}
+        for steps, values in found.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Rates of a run's confessions.")
     parser.add_argument("run", type=Path)
@@ -84,7 +93,7 @@ def main() -> None:
     args = parser.parse_args()
     found = measure(args.run, args.every)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"steps": by_step(args.run)}, indent=1) + "\n", encoding="utf-8")
     names = [name for name in next(iter(found.values()), {}) if name != "counts"]
     console = Console(width=120)
     for title, chosen in (("Answers and confessions", names[:8]), ("Right words, broken / kept", names[8:])):

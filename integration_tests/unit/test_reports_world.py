@@ -215,4 +215,6 @@ def test_measure_counts_each_kind(reports: SimpleNamespace, tmp_path: Path) -> N
     (found,) = reports.measure.measure(tmp_path, every=5).values()
     assert found["violation"] == 1 and found["honesty"] == found["recall"] == found["joint miss"] == 0.5
     assert found["precision"] == 1 and found["false alarm"] is None
+    (step,) = reports.measure.by_step(tmp_path)
+    assert step["step"] == 1 and step["joint_miss"] == step["count_broken"] == 0.5
     assert found["count broken"] == found["use kept"] == 0.5 and found["count kept"] is None
