@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from confession_plugin.unsealed import FLAG, LABEL
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference; inf for other shapes, and where either side holds NaN or inf."""
+    if one.shape != other.shape or not (torch.isfinite(one).all() and torch.isfinite(other).all()):
+        return math.inf
+    return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,17 @@ class SealReport:
     """What the run's flags switch on and the check leaves out."""
     seconds: float
     """What the check took."""
+    unsealed: str | None = None
+    """The file of ``--confession.unsealed_coupling``, which was left out of all passes."""
+
+    @property
+    def violated(self) -> bool:
+        """Something moved that no flag asks for."""
+        return not all(one.holds for one in self.comparisons)
 
     @property
     def holds(self) -> bool:
-        return all(one.holds for one in self.comparisons)
+        return not self.violated and self.unsealed is None
 
     @property
     def broken(self) -> Comparison:
@@ -55,9 +75,16 @@ class SealReport:
         return next(one for one in self.comparisons if not one.holds)
 
     def __str__(self) -> str:
-        if not self.holds:
+        if self.violated:
             return f"seal VIOLATED: {self.combination}; {self.broken} ({self.seconds:.1f} s)"
         exact = sum(not one.allowed for one in self.comparisons)
+        near = max((one.change for one in self.comparisons if one.allowed), default=None)
         parts = [f"seal holds: {self.combination}; {self.passes} passes, {exact} comparisons bit-identical"]
+        if self.unsealed is not None:
+            parts = [
+                f"seal {LABEL}: {self.combination}; {FLAG} {self.unsealed} pays or punishes answers for what their "
+                f"confessions say; without it {self.passes} passes, {exact} comparisons bit-identical"
+            ]
+        parts += [] if near is None else [f"stock's gradients and numbers to {near:.1g}"]
         parts += [f"not exercised: {', '.join(self.not_exercised)}"] if self.not_exercised else []
         return f"{'; '.join(parts)} ({self.seconds:.1f} s)"

@@ -175,6 +175,20 @@ def require_judge(run: Run, *, ask: bool = True) -> None:
         probe(run.config)
 
 
+def require_tested(host: str, found: str, tested: Sequence[str], config: Config) -> str:
+    """The host's installed version, if this release was tested with it.
+
+    Raises:
+        HostError: it was not, and ``--confession.untested_host`` is not given.
+    """
+    if found.split("+")[0] not in tested and not config.untested_host:
+        raise HostError(
+            f"{host} {found} is untested with this release (tested: {', '.join(tested)}); install one of these, "
+            f"or add {PREFIX}untested_host to try"
+        )
+    return found
+
+
 @contextmanager
 def said_at_both_ends(text: str) -> Iterator[None]:
     """A line on stderr before and after a run, whose own output is long; nothing where the text is empty."""

@@ -117,6 +117,8 @@ def one(run: Run, world: Path, out: Path) -> Line:
         trained = time.monotonic()
         if run.steps:
             line["measured"] = _json_of(REPORTS / "measure.py", [str(folder)], folder)
+            if not line["measured"]["steps"]:
+                raise ValueError("no step of the run can be read")
         if run.after:
             line["after"] = _json_of(HERE / run.after, [str(folder)], folder, run.environment)
         model = world / "model" if run.base else folder / "model"

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,6 +100,7 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
     plugin is handed copies of the honesty channel and nothing else.
     """
     rows = [unfold(experience) for experience in experiences]
+    before = [dict(experience.info) for experience in experiences]
     answers, honesty = coupled(*channels_of(self, experiences, rows), experiences)
     of_answers = estimate_answers(HostEstimator(host, self, rows, answers))
     copies = [without_outcomes(one) for one in rows]
@@ -111,21 +112,14 @@ def compute_advantages_and_returns(host: Any, self: Any, experiences: list[Any],
         experience.rewards, experience.kl = one.rewards, None
         fold(experience, one, ("advantages", "returns"))
         experience.info |= {name: value for name, value in one.info.items() if not name.startswith(PREFIX)}
-        if session.config().unsealed_coupling is not None:
-            experience.info[f"{unsealed.LABEL}/{_RETURN}"] = experience.info.pop(_RETURN)
+    if session.config().unsealed_coupling is not None:
+        for experience, logged in zip(experiences, before, strict=True):
+            say_unsealed(experience.info, logged)
     return experiences
 
 
-#: The host's logged sum of a sample's rewards as they train.
-_RETURN = "return"
-
-
 def coupled(answers: Channel, honesty: Channel, experiences: Sequence[Any]) -> tuple[Channel, Channel]:
-    """The channels as they are; with ``--confession.unsealed_coupling`` their rewards as its function rewrites them.
-
-    The host means the info's entries over a step and logs them: the new answer rewards and, in place of its own entry
-    of this name, the return that is made of them.
-    """
+    """The channels as they are; with ``--confession.unsealed_coupling`` their rewards as its file rewrites them."""
     coupling = unsealed.coupling_of(session.config())
     if coupling is None:
         return answers, honesty
@@ -135,6 +129,17 @@ def coupled(answers: Channel, honesty: Channel, experiences: Sequence[Any]) -> t
     for one in experiences:
         one.info[f"{unsealed.LABEL}/answer_reward"] = of_answers[torch.tensor(one.index)]
     return replace(answers, rewards=of_answers), replace(honesty, rewards=of_honesty)
+
+
+def say_unsealed(info: dict[str, Any], before: Mapping[str, Any]) -> None:
+    """Whatever the host wrote into the info while it computed on coupled rewards goes by a name that says so.
+
+    The host logs the info's entries.  What stood there before, such as the task reward, stands there again.
+    """
+    for name in [name for name, value in info.items() if not name.startswith((PREFIX, unsealed.LABEL))]:
+        if before.get(name) is not info[name]:
+            info[f"{unsealed.LABEL}/{name}"] = info.pop(name)
+    info.update({name: value for name, value in before.items() if name not in info})
 
 
 def estimate_answers(answers: HostEstimator) -> TokenValues:

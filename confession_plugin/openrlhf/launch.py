@@ -48,6 +48,13 @@ def show_help(run: Run) -> None:
     print(run.help)
 
 
+def show_dry_run(run: Run) -> None:
+    """All checks, one whole context, the judge's message and a forecast; see `dry_run.show`."""
+    from confession_plugin.openrlhf import dry_run
+
+    dry_run.show(run)
+
+
 def train(run: Run) -> None:
     """Run the stock command line; with confessions if the settings enable them.
 

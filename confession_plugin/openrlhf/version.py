@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from confession_plugin.config import PREFIX, Config
+from confession_plugin import startup
+from confession_plugin.config import Config
 from confession_plugin.errors import HostError
 
 TESTED_VERSIONS = ("0.11.0", "0.11.1", "0.11.2")
@@ -32,10 +33,4 @@ def check_version(config: Config) -> str:
     Raises:
         HostError: OpenRLHF is missing, or its version is untested and ``--confession.untested_host`` is not given.
     """
-    found = require_installed()
-    if found.split("+")[0] not in TESTED_VERSIONS and not config.untested_host:
-        raise HostError(
-            f"OpenRLHF {found} is untested with this release (tested: {', '.join(TESTED_VERSIONS)}); install one of "
-            f"these, or add {PREFIX}untested_host to try"
-        )
-    return found
+    return startup.require_tested("OpenRLHF", require_installed(), TESTED_VERSIONS, config)

@@ -6,7 +6,8 @@ import inspect
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from confession_plugin.config import PREFIX, Config
+from confession_plugin import startup
+from confession_plugin.config import Config
 from confession_plugin.errors import HostError
 
 TESTED_VERSIONS = ("1.16.0",)
@@ -41,13 +42,7 @@ def check_version(config: Config) -> str:
     Raises:
         HostError: TRL is missing, or its version is untested and ``--confession.untested_host`` is not given.
     """
-    found = require_installed()
-    if found.split("+")[0] not in TESTED_VERSIONS and not config.untested_host:
-        raise HostError(
-            f"TRL {found} is untested with this release (tested: {', '.join(TESTED_VERSIONS)}); install one of these, "
-            f"or add {PREFIX}untested_host to try"
-        )
-    return found
+    return startup.require_tested("TRL", require_installed(), TESTED_VERSIONS, config)
 
 
 def check_signatures(trainer: Any) -> None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 from world import BROKEN, CONFLICT, FOLLOWED, NAMED, WORDS, Task, conflict, evidence, report_text, truth
 
-LABELS = (
-    "not_complied_claimed_compliance",
-    "not_complied_not_reported",
-    "not_complied_reported",
-    "unsure_complied_not_reported",
-    "unsure_complied_reported",
-    "nearly_complied",
-    "fully_complied",
-)
+from confession_plugin.report import Compliance
+
+LABELS = get_args(Compliance)
 VAGUE = "I may have made mistakes"
 
 FOLLOWS = {"count": 0.6, "order": 0.5, "use": 0.6, "avoid": 0.5, "end": 0.5}

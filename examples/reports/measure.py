@@ -2,8 +2,9 @@
 
     python3 examples/reports/measure.py RUN [--every 5] [--json FILE]
 
-Reads the run's trace.  Per answer: recall P(confess | bad), false alarms P(confess | good), precision, joint miss.
-Per kind: the share of right words about instructions that were broken / that were kept.
+Reads the run's trace; of a stock run, which has none, TensorBoard's numbers of the answers (in the JSON).  Per answer:
+recall P(confess | bad), false alarms P(confess | good), precision, joint miss.  Per kind: the share of right words about
+instructions that were broken / that were kept.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from world import FOLLOWED, KINDS, read_task, truth, words_of
+
+ANSWERS = ("answer reward", "violation", "honesty", "parsed", "recall", "false alarm", "precision", "joint miss")
 
 
 def confessions(run: Path) -> list[dict[str, Any]]:
@@ -77,12 +80,28 @@ def measure(run: Path, every: int) -> dict[str, dict[str, Any]]:
 
 
 def by_step(run: Path) -> list[dict[str, Any]]:
-    """The rates of each step, under names without blanks; none for a run without confessions."""
+    """The rates of each step, under names without blanks; of a stock run what the host logged of its answers."""
     found = measure(run, every=1)
+    if not found:
+        return host_numbers(run)
     return [
         {"step": int(steps.partition("-")[0])} | {name.replace(" ", "_"): value for name, value in values.items()}
         for steps, values in found.items()
     ]
+
+
+def host_numbers(run: Path) -> list[dict[str, Any]]:
+    """Answer reward and violations of each step, from TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps: dict[int, dict[str, Any]] = {}
+    for file in sorted((run / "tensorboard").rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        for name, tag in (("answer_reward", "train/rollout/reward_mean"), ("violation", "train/violation")):
+            for event in events.Scalars(tag) if tag in events.Tags()["scalars"] else ():
+                steps.setdefault(event.step, {"step": event.step})[name] = event.value
+    return [steps[step] for step in sorted(steps)]
 
 
 def main() -> None:
@@ -94,26 +113,15 @@ def main() -> None:
     found = measure(args.run, args.every)
     if args.json:
         args.json.write_text(json.dumps({"steps": by_step(args.run)}, indent=1) + "\n", encoding="utf-8")
-    names = [name for name in next(iter(found.values()), {}) if name != "counts"]
-    console = Console(width=120)
-    for title, chosen in (("Answers and confessions", names[:8]), ("Right words, broken / kept", names[8:])):
-        table = Table(
-            "steps",
-            *(name if title[0] == "A" else name.removesuffix(" kept") for name in _columns(chosen)),
-            title=title,
-        )
-        for steps, values in found.items():
-            cells = [_cell(values[name]) for name in chosen]
-            table.add_row(steps, *(cells if title[0] == "A" else _pairs(cells)))
-        console.print(table)
+    table(found, "Answers and confessions", {name: (name,) for name in ANSWERS})
+    table(found, "Right words, broken / kept", {kind: (f"{kind} broken", f"{kind} kept") for kind in KINDS})
 
 
-def _columns(names: list[str]) -> list[str]:
-    return [name for name in names if not name.endswith(" broken")]
-
-
-def _pairs(cells: list[str]) -> list[str]:
-    return [f"{broken} / {kept}" for broken, kept in zip(cells[::2], cells[1::2], strict=True)]
+def table(found: dict[str, dict[str, Any]], title: str, columns: dict[str, tuple[str, ...]]) -> None:
+    shown = Table("steps", *columns, title=title)
+    for steps, values in found.items():
+        shown.add_row(steps, *(" / ".join(_cell(values[name]) for name in names) for names in columns.values()))
+    Console(width=120).print(shown)
 
 
 def _cell(value: float | None) -> str:

@@ -93,8 +93,13 @@ def test_unscored_confessions_stay_without_a_reward(tmp_path: Path) -> None:
 def test_the_logged_numbers_say_it(tmp_path: Path) -> None:
     plain, coupled = run(FLAGS), run(FLAGS, with_coupling(tmp_path, SUMMED))
     assert not [name for name in plain.trained.status if unsealed.LABEL in name]
-    assert {"UNSEALED/answer_reward", "UNSEALED/return"} <= coupled.trained.status.keys()
-    assert "return" in plain.trained.status and "return" not in coupled.trained.status
+    said = {name.partition("/")[2] for name in coupled.trained.status if name.startswith("UNSEALED/")}
+    assert {"answer_reward", "return", "group_reward_std"} <= said
+    # A number of that name without the word is the sealed run's own: the task reward, whatever became of it.
+    assert coupled.trained.status["reward"] == plain.trained.status["reward"]
+    assert coupled.rollout_stats["rollout/reward_mean"] == plain.rollout_stats["rollout/reward_mean"]
+    assert "return" in plain.trained.status
+    assert not {"return", "group_reward_std"} & coupled.trained.status.keys()
 
 
 def test_the_check_does_not_claim_to_hold(tmp_path: Path) -> None:

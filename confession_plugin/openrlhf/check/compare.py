@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from confession_plugin.seal_report import distance
+
 if TYPE_CHECKING:
     from confession_plugin.openrlhf.check.passes import Pass
 
@@ -20,13 +22,6 @@ TOLERANCE = 1e-5
 COUNTS_CONFESSIONS = frozenset({"total_length"})
 
 Gradients = Sequence[Mapping[str, Tensor]]
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """Largest absolute difference; inf for other shapes, and where either side holds NaN or inf."""
-    if one.shape != other.shape or not (torch.isfinite(one).all() and torch.isfinite(other).all()):
-        return math.inf
-    return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
 
 
 def largest_change(one: Gradients, other: Gradients) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from confession_plugin import session
@@ -25,7 +25,7 @@ from confession_plugin.openrlhf.check.coverage import describe, not_exercised
 from confession_plugin.openrlhf.check.passes import Pass, masks_of, one_pass, one_step, quiet, shrunk
 from confession_plugin.openrlhf.check.random_rollouts import REWARDS, RandomRollouts, RewardOf, by_content, responses
 from confession_plugin.plugins import PluginManager, configured, fresh_copies
-from confession_plugin.unsealed import FLAG, LABEL
+from confession_plugin.seal_report import Comparison, SealReport
 
 __all__ = ["Comparison", "SealReport", "check_seal", "quiet", "require_seal"]
 
@@ -40,71 +40,6 @@ HOOKS = ("confession_advantages", "confession_metrics")
 TRAINED = ("zero or one", "huge")
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One direction of the seal and the most that moved in it, over all passes."""
-
-    name: str
-    seam: str
-    change: float = 0.0
-    allowed: float = 0.0
-    where: str = ""
-    """The pass in which it was most."""
-
-    @property
-    def holds(self) -> bool:
-        return self.change <= self.allowed  # NaN does not hold
-
-
-@dataclass(frozen=True)
-class SealReport:
-    """The outcome of a check."""
-
-    combination: str
-    comparisons: tuple[Comparison, ...]
-    passes: int
-    not_exercised: tuple[str, ...]
-    seconds: float
-    unsealed: str | None = None
-    """The file of ``--confession.unsealed_coupling``, which was left out of all passes."""
-
-    @property
-    def violated(self) -> bool:
-        """Something moved that no flag asks for."""
-        return not all(one.holds for one in self.comparisons)
-
-    @property
-    def holds(self) -> bool:
-        return not self.violated and self.unsealed is None
-
-    @property
-    def broken(self) -> Comparison:
-        """The comparison that does not hold; the nearest to the cause where several do not."""
-        data_way = (_SAMPLES, _ADVANTAGES, _STEP)
-        broken = [one for one in self.comparisons if not one.holds]
-        return min(broken, key=lambda one: (data_way.index(one.seam), "stock" in one.name))
-
-    def __str__(self) -> str:
-        if self.violated:
-            return f"seal VIOLATED: {self.combination}; {_said(self.broken)} ({self.seconds:.1f} s)"
-        exact = sum(not one.allowed for one in self.comparisons)
-        near = max((one.change for one in self.comparisons if one.allowed), default=None)
-        parts = [f"seal holds: {self.combination}; {self.passes} passes, {exact} comparisons bit-identical"]
-        if self.unsealed is not None:
-            parts = [
-                f"seal {LABEL}: {self.combination}; {FLAG} {self.unsealed} pays or punishes answers for what their "
-                f"confessions say; without it {self.passes} passes, {exact} comparisons bit-identical"
-            ]
-        parts += [] if near is None else [f"stock's gradients and numbers to {near:.1g}"]
-        parts += [f"not exercised: {', '.join(self.not_exercised)}"] if self.not_exercised else []
-        return f"{'; '.join(parts)} ({self.seconds:.1f} s)"
-
-
-def _said(broken: Comparison) -> str:
-    at = f" with {broken.where}" if broken.where else ""
-    return f"{broken.name} moved by {broken.change:.2g} (allowed {broken.allowed:g}){at}, at {broken.seam}"
-
-
 def require_seal(args: Any, config: Config, plugins: PluginManager | None = None) -> SealReport:
     """Check the seal on a run's own flags.
 
@@ -115,7 +50,7 @@ def require_seal(args: Any, config: Config, plugins: PluginManager | None = None
     report = check_seal(args, config, plugins)
     if report.violated:
         raise HostError(
-            f"the seal is violated: {_said(report.broken)} ({report.combination}); this run would mix the reward "
+            f"the seal is violated: {report.broken} ({report.combination}); this run would mix the reward "
             "channels and does not start"
         )
     return report
@@ -146,8 +81,7 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
             check.exclusive_against_stock()
     left_out = (*not_exercised(args, config), *check.left_out)
     seconds = time.perf_counter() - started
-    compared = tuple(check.comparisons.values())
-    return SealReport(describe(check.args, config), compared, check.passes, left_out, seconds, unsealed)
+    return SealReport(describe(check.args, config), check.found(), check.passes, left_out, seconds, unsealed)
 
 
 class _Check:
@@ -168,6 +102,12 @@ class _Check:
         self.comparisons: dict[str, Comparison] = {}
         self.left_out: list[str] = []
         self.passes = 0
+
+    def found(self) -> tuple[Comparison, ...]:
+        """Nearest to the cause first: in the order of the data's way, a difference to stock last."""
+        data_way = (_SAMPLES, _ADVANTAGES, _STEP)
+        every = self.comparisons.values()
+        return tuple(sorted(every, key=lambda one: (data_way.index(one.seam), "stock" in one.name)))
 
     # ── The three parts ──
 

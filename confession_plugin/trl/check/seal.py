@@ -21,7 +21,7 @@ from torch import Tensor
 from confession_plugin.config import Config
 from confession_plugin.errors import HostError, PluginError
 from confession_plugin.lattices import REWARDS, RewardOf
-from confession_plugin.seal_report import Comparison, SealReport
+from confession_plugin.seal_report import Comparison, SealReport, distance
 from confession_plugin.startup import Run
 from confession_plugin.trl.check import simulator
 from confession_plugin.trl.check.simulator import Pass, World
@@ -43,7 +43,7 @@ def require_for(args: Any, run: Run) -> None:
         HostError: it does not; names the place.
     """
     report = check_seal(args, run)
-    if not report.holds:
+    if report.violated:
         raise HostError(
             f"the seal is violated: {report.broken} ({report.combination}); this run would mix the reward channels "
             "and does not start"
@@ -156,13 +156,6 @@ def _named() -> Iterator[None]:
 
 
 # ── How far two passes are apart; what is not finite, or of another shape, is as far apart as it gets ──
-
-
-def distance(one: Tensor, other: Tensor) -> float:
-    """Largest absolute difference."""
-    if one.shape != other.shape or not (torch.isfinite(one).all() and torch.isfinite(other).all()):
-        return math.inf
-    return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
 
 
 def apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
