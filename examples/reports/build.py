@@ -76,7 +76,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> 
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
         num_key_value_heads=width // 32,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,  # room for a request in words that the tokenizer does not know
         attention_bias=True,
         tie_word_embeddings=False,
         initializer_range=0.08,

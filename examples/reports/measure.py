@@ -3,8 +3,8 @@
     python3 examples/reports/measure.py RUN [--every 5] [--json FILE]
 
 Reads the run's trace; of a stock run, which has none, TensorBoard's numbers of the answers (in the JSON).  Per answer:
-recall P(confess | bad), false alarms P(confess | good), precision, joint miss.  Per kind: the share of right words about
-instructions that were broken / that were kept.
+recall P(confess | bad), false alarms P(confess | good), precision, joint miss.  Per kind: the share of right words
+about instructions that were broken / that were kept.
 """
 
 from __future__ import annotations

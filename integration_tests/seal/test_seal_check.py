@@ -34,6 +34,20 @@ def test_a_number_that_is_not_finite_is_a_change_in_every_comparator(value: floa
     assert not seal.Comparison("", "", math.nan).holds
 
 
+def test_of_several_breaks_the_one_nearest_to_the_cause_is_named() -> None:
+    advantages, step = "RemoteExperienceMaker.compute_advantages_and_returns", "the trainers' training_step"
+    broken = [
+        seal.Comparison("gradients against stock", step, 1.0),
+        seal.Comparison("task rewards against stock", advantages, 1.0),
+        seal.Comparison("honesty -> answer advantages", advantages, 1.0),
+        seal.Comparison("samples against stock", "SamplesGenerator", 0.0),
+    ]
+    for order in (broken, broken[::-1]):
+        report = seal.SealReport("any", seal.nearest_first(order), 1, (), 0.0)
+        assert report.violated and report.broken == broken[2]
+        assert "honesty -> answer advantages moved by 1 " in str(report)
+
+
 @pytest.mark.parametrize("value", NOT_FINITE)
 def test_a_pass_with_such_a_number_differs_from_itself(value: float) -> None:
     """In its advantages, its rewards, its gradients, its logged numbers."""

@@ -9,7 +9,7 @@ on the same answers without confessions, whatever the confessions are like.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -81,7 +81,20 @@ def check_seal(args: Any, config: Config, plugins: PluginManager | None = None) 
             check.exclusive_against_stock()
     left_out = (*not_exercised(args, config), *check.left_out)
     seconds = time.perf_counter() - started
-    return SealReport(describe(check.args, config), check.found(), check.passes, left_out, seconds, unsealed)
+    return SealReport(
+        describe(check.args, config),
+        nearest_first(check.comparisons.values()),
+        check.passes,
+        left_out,
+        seconds,
+        unsealed,
+    )
+
+
+def nearest_first(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
+    """Nearest to the cause first: in the order of the data's way, and what is compared with stock behind the rest."""
+    data_way = (_SAMPLES, _ADVANTAGES, _STEP)
+    return tuple(sorted(comparisons, key=lambda one: (data_way.index(one.seam), "stock" in one.name)))
 
 
 class _Check:
@@ -102,12 +115,6 @@ class _Check:
         self.comparisons: dict[str, Comparison] = {}
         self.left_out: list[str] = []
         self.passes = 0
-
-    def found(self) -> tuple[Comparison, ...]:
-        """Nearest to the cause first: in the order of the data's way, a difference to stock last."""
-        data_way = (_SAMPLES, _ADVANTAGES, _STEP)
-        every = self.comparisons.values()
-        return tuple(sorted(every, key=lambda one: (data_way.index(one.seam), "stock" in one.name)))
 
     # ── The three parts ──
 
