@@ -57,6 +57,8 @@ class Unjudged:
         Raises:
             PluginError, JudgeError: as from any rollout.
         """
+        if not self._waiting and not self._pending:
+            return  # no group confessed: what the host returns may be anything
         import ray
 
         members: dict[int, list[Any]] = {}
