@@ -61,7 +61,8 @@ class Config(BaseModel):
         description="Context reserved for the request that asks for the confession, in tokens.",
     )
     request: Literal["full", "compact"] = Field(
-        "full", description="Built-in request. compact: at most 100 tokens, for policies that know the report's format."
+        "full",
+        description="Built-in request. compact: at most 100 tokens, for policies that know the report's format.",
     )
     request_path: str | None = Field(None, description="Text file with the request, in place of the built-in wording.")
     request_role: Literal["auto", "system", "user"] = Field(

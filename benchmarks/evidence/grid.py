@@ -211,15 +211,16 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def built_world(seed: int = 0, builds: Path = ROOT / "build" / "worlds") -> Path:
-    """The world, built once for each content of its sources."""
+def built_world(seed: int = 0, lessons: int = 500, builds: Path = ROOT / "build" / "worlds") -> Path:
+    """The world, built once for each content of its sources; with fewer lessons it is there sooner and sees less."""
     sources = hashlib.sha256()
     for file in sorted(REPORTS.glob("*.py")):
         sources.update(file.name.encode() + file.read_bytes())
-    world = builds / f"reports-{sources.hexdigest()[:10]}-{seed}"
+    world = builds / f"reports-{sources.hexdigest()[:10]}-{seed}-{lessons}"
     if not (world / "built").exists():
         shutil.rmtree(world, ignore_errors=True)
         world.mkdir(parents=True)
-        _call([sys.executable, str(REPORTS / "build.py"), str(world), "--seed", str(seed)], world / "build.log", {})
+        words = ["--seed", str(seed), "--lessons", str(lessons)]
+        _call([sys.executable, str(REPORTS / "build.py"), str(world), *words], world / "build.log", {})
         (world / "built").touch()
     return world

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from harness import Tiny, base_flags, run_cli
-from judge_server import JudgeServer
+from harness import HERE, Tiny, base_flags, read_scalars, run_cli
+from judge_server import Answer, Call, JudgeServer, says
 from whole_runs import WORLDS, check, confession_flags, trace
 
 pytestmark = pytest.mark.e2e
@@ -138,3 +139,31 @@ def test_async_filtering_and_resume_keep_the_step(tiny: Tiny, tmp_path: Path) ->
     rates = result.values("train/confession/request_rate")
     assert rates.count(0.5) >= len(rates) - 2  # the last batch of an episode may have run out of replacements
     assert len(last_of_each(before + after, "step", "group", "answer")) <= len(before + after)
+
+
+def test_a_step_of_the_word_count_recipe(tiny: Tiny, tmp_path: Path) -> None:
+    """examples/wordcount/run.sh as it is, made small by its variables and by flags behind its own."""
+    script = HERE.parents[1] / "examples" / "wordcount" / "run.sh"
+
+    async def grade(call: Call) -> Answer:
+        return says(json.dumps({"score": len(call.text) % 11}))
+
+    with JudgeServer(grade) as grader, JudgeServer() as judge:
+        variables = {
+            "MODEL": str(tiny.model),
+            "GPUS": "1",
+            "STEPS": "1",
+            "OUT": str(tmp_path),
+            "PYTHON": sys.executable,
+        }
+        servers = {"GRADER_URL": grader.url, "JUDGE_URL": judge.url}
+        small = ["--rollout.batch_size", "4", "--train.batch_size", "32", "--data.max_samples", "4"]
+        small += ["--rollout.max_new_tokens", "16", "--confession.max_new_tokens", "16"]
+        small += ["--confession.max_request_tokens", "64", "--confession.plugins", str(WORLDS / "any_report.py")]
+        result = run_cli(tmp_path, *small, command=("bash", script), env={**variables, **servers})
+    assert "seal holds" in result.output
+    assert len(grader.calls) == 32 and "Write one sentence about" in grader.calls[0].text
+    records = trace(tmp_path)
+    assert len(records) == 32 and {record["step"] for record in records} == {1}
+    scalars = read_scalars(tmp_path / "tensorboard")
+    assert {"train/violation", "train/confession/recall", "train/confession/honesty_mean"} <= scalars.keys()

@@ -202,6 +202,7 @@ def run_cli(
     tmp_path: Path,
     *flags: str,
     module: str = "confession_plugin.train_ppo_ray",
+    command: Sequence[str | Path] = (),
     timeout: float = 600,
     env: Mapping[str, str] | None = None,
     expect: int | None = 0,
@@ -209,6 +210,7 @@ def run_cli(
     """Run ``python -m module flags`` to its end, in ``tmp_path``.
 
     Args:
+        command: instead of ``python -m module``.
         timeout: seconds; nearly all of a run is start-up, which takes several times as long on a busy machine.
         expect: the exit status the test is about; None accepts any.
 
@@ -226,7 +228,7 @@ def run_cli(
     try:
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *map(str, flags)],
+                [*map(str, command or (sys.executable, "-m", module)), *map(str, flags)],
                 cwd=tmp_path,
                 env=environment,
                 stdin=subprocess.DEVNULL,
