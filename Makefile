@@ -1,11 +1,11 @@
-# make setup | demo | evidence-quick | test | test-quick | lint | bench | clean
+# make setup | demo | demo-trl | evidence-quick | test | test-quick | lint | bench | clean
 #
 # setup installs from whatever package index pip is configured for (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf).
 # Where the default index holds CUDA builds of torch, put torch's index of CPU builds into PIP_EXTRA_INDEX_URL.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evidence-quick test test-quick lint bench seal-hosts seal-matrix clean
+.PHONY: help setup demo demo-trl evidence-quick test test-quick lint bench seal-hosts seal-matrix clean
 
 VENV := .venv/bin
 # Tests and demos ask nothing of the network and report nothing to it.
@@ -18,6 +18,7 @@ export HF_DATASETS_OFFLINE := 1
 help:
 	@echo "make setup   build .venv once (2.6 GB, a few minutes, no GPU needed)"
 	@echo "make demo    train a small model to confess, on the CPU"
+	@echo "make demo-trl  the same in TRL's GRPOTrainer"
 	@echo "make evidence-quick  the reports world, stock and with confessions, one seed (6 minutes)"
 	@echo "make test    all tests; ARGS='-k seal' for some"
 	@echo "make test-quick  those that take seconds each: no whole runs, the seal without its matrix"
@@ -30,6 +31,9 @@ setup:
 
 demo: setup
 	@PATH="$(CURDIR)/$(VENV):$$PATH" bash examples/loophole/run.sh
+
+demo-trl: setup
+	@PATH="$(CURDIR)/$(VENV):$$PATH" bash examples/loophole/run_trl.sh
 
 evidence-quick: setup
 	@$(VENV)/python benchmarks/evidence/quick.py

@@ -31,6 +31,8 @@ class Load:
     """Samples of a training micro-batch."""
     max_micro_batch: int | None = None
     """Tokens of a training micro-batch, where micro-batches are made by length."""
+    own_rows: bool = False
+    """Confessions are rows of their own, which read prompt and answer again."""
     vocabulary: int | None = None
     judge_message: int | None = None
     """The judge's message about the built-in case, in the policy's tokens; None where the judge is no server."""
@@ -83,10 +85,10 @@ def _judge(load: Load) -> list[tuple[str, str]]:
 
 
 def _tokens(load: Load) -> list[tuple[str, str]]:
-    further = load.samples_per_answer - 1
+    again = load.samples_per_answer - (not load.own_rows)  # rows that read prompt and answer again
     written = load.probability * load.samples_per_answer * load.max_confession / load.max_answer
-    confession = load.request + load.max_confession
-    trained = load.probability * (confession + further * load.longest) / load.max_length
+    appended = 0 if load.own_rows else load.request + load.max_confession
+    trained = load.probability * (appended + again * load.longest) / load.max_length
     return [
         ("generation", f"up to {written:.0%} more tokens written, and {load.request} read, in each asked sample"),
         ("training", f"up to {trained:.0%} more tokens through the model: requests, and what is read again, included"),

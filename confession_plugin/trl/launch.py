@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from confession_plugin.config import PREFIX, Config
+from confession_plugin.config import Config
 from confession_plugin.errors import ConfessionError, ConfigError, HostError
 from confession_plugin.startup import Run
 from confession_plugin.trl import version
@@ -112,10 +112,7 @@ def show_dry_run(run: Run) -> None:
     Raises:
         ConfessionError: the run would not start.
     """
-    training = parse(run.host_argv)[1]
-    from confession_plugin.trl import limits
-    from confession_plugin.trl.check import seal
+    script, training, model, *_ = parse(run.host_argv)
+    from confession_plugin.trl import dry_run
 
-    limits.check(run.config, training, {})
-    seal.require_for(training, run)
-    print(f"The flags work; nothing was started. Take {PREFIX}dry_run out to train.")
+    dry_run.show(script, training, model, run)

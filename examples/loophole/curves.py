@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Our names, and the scalars they come from.  The last two are logged by world.py's confession_metrics.
+#: Our names, and the scalars they come from: OpenRLHF's, TRL's.  The last two are world.py's confession_metrics.
 SCALARS = {
-    "reward": "train/rollout/reward_mean",
-    "violation": "train/violation",
-    "honest_after_bluff": "train/confession/honest_after_bluff",
-    "honest_without_bluff": "train/confession/honest_without_bluff",
+    "reward": ("train/rollout/reward_mean", "train/reward"),
+    "violation": ("train/violation",),
+    "honest_after_bluff": ("train/confession/honest_after_bluff",),
+    "honest_without_bluff": ("train/confession/honest_without_bluff",),
 }
 
 Curves = dict[str, dict[int, float]]  # name -> step -> value
@@ -28,7 +28,7 @@ def load(out: Path) -> Curves:
         events = EventAccumulator(str(file), size_guidance={"scalars": 0})
         events.Reload()
         logged = events.Tags()["scalars"]
-        for name, tag in SCALARS.items():
+        for name, tag in ((name, tag) for name, tags in SCALARS.items() for tag in tags):
             if tag in logged:
                 curves[name] |= {event.step: event.value for event in events.Scalars(tag)}
     return curves

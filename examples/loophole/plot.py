@@ -40,7 +40,7 @@ def follow(out: Path, pid: int, steps: int, console: Console) -> None:
     """Show the run's progress until its process has ended."""
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting Ray, vLLM and DeepSpeed", total=steps)
+        task = progress.add_task("starting", total=steps)
         reported = 0
         while alive(pid):
             time.sleep(2)

@@ -280,7 +280,9 @@ def test_a_wrong_decision_stops_the_run(world: World, tmp_path: Path) -> None:
 # ── The command line ──
 
 
-def test_the_command_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """TRL's own grpo command, on a model and a dataset on disk."""
     data = tmp_path / "data"
     data.mkdir()
@@ -305,6 +307,9 @@ def test_the_command_line(world: World, tmp_path: Path, monkeypatch: pytest.Monk
     argv = [word for name, value in theirs.items() for word in (f"--{name}", value)]
     argv += [word for name, value in ours.items() for word in (f"--confession.{name}", value)]
     train_trl.main([*argv, "--confession.dry_run"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[prompt: " in printed and "q w0" in printed and "[here the confession begins]" in printed
+    assert "4 a step (1 groups x 4 answers x 1 x 1)" in printed and "nothing was started" in printed
     assert not (tmp_path / "out").exists()
     train_trl.main([*argv, "--confession.enable"])
     assert (tmp_path / "out" / "model.safetensors").exists()

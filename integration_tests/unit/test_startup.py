@@ -447,7 +447,7 @@ def test_a_dry_run_ends_with_the_same_line_as_the_run(
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text() -> None:
-    from confession_plugin.openrlhf.dry_run import printable
+    from confession_plugin.dry_run import printable
 
     assert printable("a\x1b[2Jb\r\x07\u202e\n\u00e4") == "a\\x1b[2Jb\\r\\x07\\u202e\n\u00e4"
 
