@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -24,6 +25,8 @@ Line = dict[str, Any]
 Arms = Mapping[str, Sequence[Line]]
 
 LAST = 5
+#: Steps in a point of a curve over a run.
+WINDOW = 10
 #: Name in `measure.py`'s steps -> heading.
 METRICS = {
     "answer_reward": "answer reward",
@@ -147,32 +150,42 @@ def section(experiment: str, lines: Iterable[Line]) -> str:
     seeds = sorted({line["seed"] for lines in arms.values() for line in lines})
     minutes = median(line["minutes"] for lines in arms.values() for line in lines)
     count = sum(map(len, arms.values()))
-    command = f"python3 benchmarks/evidence/run.py {experiment} --seeds {' '.join(map(str, seeds))}"
-    return f"{tables}\n\n`{command}`: {count} runs, {len(seeds)} seeds, {minutes:.1f} minutes a run (median)."
+    steps = max(line["steps"] for lines in arms.values() for line in lines)
+    command = f"run.py {experiment} --seeds {' '.join(map(str, seeds))} --steps {steps}"
+    return f"{tables}\n\n`python3 benchmarks/evidence/{command}`: {count} runs, {minutes:.1f} minutes a run (median)."
 
 
 # ── Plots ──
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 def draw(
     path: Path, title: str, x: str, curves: Mapping[str, Sequence[tuple[float, Interval]]], line: float | None
 ) -> None:
-    """Means with their intervals, on white, so that they are read on light and dark pages."""
+    """Means with their intervals."""
+    with figure(path, title, x) as axes:
+        for (name, points), color in zip(curves.items(), COLORS, strict=False):
+            points = [(at, one) for at, one in points if one.n]
+            known = [(at, one) for at, one in points if math.isfinite(one.low)]
+            axes.plot([at for at, _ in points], [one.mean for _, one in points], "o-", color=color, label=name)
+            axes.vlines(
+                [at for at, _ in known], [one.low for _, one in known], [one.high for _, one in known], color=color
+            )
+        if line is not None:
+            axes.axvline(line, color="#888888", linestyle=(0, (2, 3)), linewidth=1)
+
+
+@contextmanager
+def figure(path: Path, title: str, x: str) -> Iterator[Any]:
+    """Axes for shares, on white, so that they are read on light and dark pages."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), dpi=130)
-    for (name, points), color in zip(curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=False):
-        points = [(at, one) for at, one in points if one.n]
-        known = [(at, one) for at, one in points if math.isfinite(one.low)]
-        axes.plot([at for at, _ in points], [one.mean for _, one in points], "o-", color=color, label=name)
-        axes.vlines(
-            [at for at, _ in known], [one.low for _, one in known], [one.high for _, one in known], color=color
-        )
-    if line is not None:
-        axes.axvline(line, color="#888888", linestyle=(0, (2, 3)), linewidth=1)
+    figure, axes = pyplot.subplots(figsize=(7.2, 3.6), dpi=130)
+    yield axes
     axes.set(xlabel=x, ylim=(-0.03, 1.03))
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(color="#eeeeee")
@@ -184,8 +197,38 @@ def draw(
     pyplot.close(figure)
 
 
+def over_steps(line: Line, metric: str) -> list[tuple[float, float]]:
+    """(middle of a window of steps, the window's mean) of one run."""
+    steps = line["measured"]["steps"]
+    points = []
+    for first in range(1, max((step["step"] for step in steps), default=0) + 1, WINDOW):
+        window = [step for step in steps if first <= step["step"] < first + WINDOW]
+        found = [step[metric] for step in window if step.get(metric) is not None]
+        if found:
+            points.append((mean(step["step"] for step in window), mean(found)))
+    return points
+
+
+def draw_runs(path: Path, title: str, lines: Sequence[Line], metrics: Mapping[str, str]) -> None:
+    """Each seed's curve faint, their mean on top: an interval over three seeds would hide them."""
+    with figure(path, title, f"training step, means of {WINDOW}") as axes:
+        for (metric, name), color in zip(metrics.items(), COLORS, strict=False):
+            runs = [dict(over_steps(line, metric)) for line in lines]
+            for run in runs:
+                axes.plot(list(run), list(run.values()), color=color, linewidth=0.8, alpha=0.35)
+            places = sorted({at for run in runs for at in run})
+            means = [mean(run[at] for run in runs if at in run) for at in places]
+            axes.plot(places, means, color=color, linewidth=2.2, label=name)
+
+
 def plots(lines: Sequence[Line], folder: Path) -> None:
-    """Judge error, beside the theory's line, and the coupling's weight."""
+    """Confessions over training steps; judge error, beside the theory's line; the coupling's weight."""
+    trained = by_arm(line for line in lines if line["experiment"] == "arms").get("confessions")
+    if trained:
+        shown = {metric: METRICS[metric] for metric in ("honesty", "recall", "false_alarm", "answer_reward")}
+        draw_runs(folder / "arms.png", "Trained with confessions, each seed and their mean", trained, shown)
+        kinds = {f"{kind}_broken": kind for kind in ("count", "order", "use", "avoid", "end")}
+        draw_runs(folder / "kinds.png", "Broken instructions reported as broken, by kind", trained, kinds)
 
     def of(experiment: str) -> Callable[[str, str], Interval]:
         arms = by_arm(line for line in lines if line["experiment"] == experiment)

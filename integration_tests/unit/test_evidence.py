@@ -215,7 +215,14 @@ def test_a_start_comes_before_what_starts_from_it() -> None:
 
 
 def line_of(experiment: str, arm: str, seed: int, **numbers: float) -> dict[str, Any]:
-    line = {"key": f"{experiment}/{arm}/{seed}", "experiment": experiment, "arm": arm, "seed": seed, "minutes": 2.0}
+    line = {
+        "key": f"{experiment}/{arm}/{seed}",
+        "experiment": experiment,
+        "arm": arm,
+        "seed": seed,
+        "steps": 8,
+        "minutes": 2.0,
+    }
     cells = {"broken": {"right": 8, "cases": 10}, "kept": {"right": 0, "cases": 0}}
     return {
         **line,
@@ -233,7 +240,7 @@ def test_the_tables_say_their_numbers_and_where_they_come_from() -> None:
     assert "| just_ask | 0.50 (0.50 to 0.50) | - | - | 0.25 (0.25 to 0.25)" in text
     assert "| just_ask | -0.001 (-0.003 to +0.001) | 0.05 | yes | 3 |" in text
     assert "0.80 (0.63 to 0.90) / -" in text  # 24 of 30 planted answers, Wilson
-    assert "run.py arms --seeds 0 1 2`: 6 runs, 3 seeds, 2.0 minutes a run" in text
+    assert "run.py arms --seeds 0 1 2 --steps 8`: 6 runs, 2.0 minutes a run" in text
     assert section("judges", lines) == "Not run yet."
 
 
@@ -262,10 +269,12 @@ def test_the_page_and_its_plots(tmp_path: Path) -> None:
     arms = [f"q1={q},q2=0.0,K={nested}" for q in (0.0, 0.1) for nested in (1, 4)]
     lines = [line_of("judge_error", arm, seed, recall=0.9, false_alarm=0.1) for arm in arms for seed in range(2)]
     lines += [line_of("coupling", "lambda=0.5", 0, recall=0.9, violation=0.2)]
+    lines += [line_of("arms", "confessions", seed, honesty=0.5 + seed / 10, count_broken=0.4) for seed in range(2)]
     plots(lines, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"judge_q1.png", "judge_q2.png", "coupling.png"}
+    names = {"arms.png", "kinds.png", "judge_q1.png", "judge_q2.png", "coupling.png"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     page = filled((EVIDENCE / "evidence.md.in").read_text(), lines)
-    assert "{{" not in page and page.count("Not run yet.") == len(GRIDS) - 2
+    assert "{{" not in page and page.count("Not run yet.") == len(GRIDS) - 3
 
 
 def test_the_best_confessions_are_the_better_half_of_each_groups_best(tmp_path: Path) -> None:
