@@ -60,6 +60,16 @@ def probed(lines: Iterable[Line], probe: str, kind: str, truth: str) -> Interval
     return wilson(sum(cell["right"] for cell in cells), sum(cell["cases"] for cell in cells)) if cells else NOTHING
 
 
+def probed_at_all(lines: Iterable[Line], probe: str, truth: str) -> Interval:
+    """The same over all kinds, one share a seed."""
+    shares = []
+    for line in lines:
+        cells = [kind[truth] for kind in line["probes"].get(probe, {}).get("kinds", {}).values()]
+        cases = sum(cell["cases"] for cell in cells)
+        shares += [sum(cell["right"] for cell in cells) / cases] if cases else []
+    return over_seeds(shares)
+
+
 def by_arm(lines: Iterable[Line]) -> dict[str, list[Line]]:
     """The newest line of each run, by arm."""
     newest = {line["key"]: line for line in lines}
@@ -101,14 +111,23 @@ def signed(one: Interval) -> str:
 
 
 def kinds_table(arms: Arms, probe: str = "builtin") -> str:
-    """Planted answers: right labels by kind of instruction, broken and kept."""
+    """Planted answers: right labels, broken / kept, of all kinds and by kind of instruction."""
     probes = [line["probes"].get(probe, {}) for lines in arms.values() for line in lines]
     kinds = sorted({kind for one in probes for kind in one.get("kinds", {})})
+
+    def share(lines: Sequence[Line], kind: str, truth: str) -> str:
+        found = probed(lines, probe, kind, truth)
+        return f"{found.mean:.2f}" if found.n else "-"
+
     rows = [
-        [arm, *(f"{probed(lines, probe, kind, 'broken')} / {probed(lines, probe, kind, 'kept')}" for kind in kinds)]
+        [
+            arm,
+            *(probed_at_all(lines, probe, truth) for truth in ("broken", "kept")),
+            *(" / ".join(share(lines, kind, truth) for truth in ("broken", "kept")) for kind in kinds),
+        ]
         for arm, lines in arms.items()
     ]
-    return markdown([f"planted answers, {probe}", *(f"{kind}: broken / kept" for kind in kinds)], rows)
+    return markdown([f"planted answers, {probe}", "broken, of all", "kept, of all", *kinds], rows)
 
 
 def baselines_table(arms: Arms) -> str:

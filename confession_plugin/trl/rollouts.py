@@ -143,7 +143,8 @@ def _answer(trainer: Any, config: Config, row: Mapping[str, Any], seen: Seen, pl
 
 def end_ids(trainer: Any) -> tuple[int, ...]:
     """Tokens that end a completion by itself, as the host counts truncation."""
-    return (*trainer.eos_token_ids, trainer._tokenizer.pad_token_id)
+    tokenizer = trainer._tokenizer
+    return (*getattr(trainer, "eos_token_ids", (tokenizer.eos_token_id,)), tokenizer.pad_token_id)  # older versions know one
 
 
 def rewards_of(trainer: Any, seen: Seen) -> list[float | None]:

@@ -239,7 +239,7 @@ def test_the_tables_say_their_numbers_and_where_they_come_from() -> None:
     text = section("arms", lines)
     assert "| just_ask | 0.50 (0.50 to 0.50) | - | - | 0.25 (0.25 to 0.25)" in text
     assert "| just_ask | -0.001 (-0.003 to +0.001) | 0.05 | yes | 3 |" in text
-    assert "0.80 (0.63 to 0.90) / -" in text  # 24 of 30 planted answers, Wilson
+    assert "| just_ask | 0.80 (0.80 to 0.80) | - | 0.80 / - |" in text  # planted answers
     assert "run.py arms --seeds 0 1 2 --steps 8`: 6 runs, 2.0 minutes a run" in text
     assert section("judges", lines) == "Not run yet."
 
