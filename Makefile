@@ -5,7 +5,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-trl evidence-quick test test-quick lint bench seal-hosts seal-matrix clean
+.PHONY: help setup demo demo-trl evidence-quick test test-quick lint bench seal-hosts trl-hosts seal-matrix clean
 
 VENV := .venv/bin
 # Tests and demos ask nothing of the network and report nothing to it.
@@ -67,6 +67,15 @@ seal-hosts: setup
 	    $(VENV)/python -m pip install --quiet --no-deps --target build/hosts/$$version openrlhf==$$version || exit 1; \
 	  PYTHONPATH=build/hosts/$$version $(VENV)/python -m pytest -p no:cacheprovider -q \
 	    integration_tests/seal/test_seal_hosts.py $(ARGS) || exit 1; \
+	done
+
+# TRL's adapter on every tested version of TRL before the pinned one.
+TRL_HOSTS := 1.9.0
+trl-hosts: setup
+	@for version in $(TRL_HOSTS); do \
+	  [ -d build/trl/$$version ] || \
+	    $(VENV)/python -m pip install --quiet --no-deps --target build/trl/$$version trl==$$version || exit 1; \
+	  PYTHONPATH=build/trl/$$version $(VENV)/python -m pytest -p no:cacheprovider -q integration_tests/trl $(ARGS) || exit 1; \
 	done
 
 # Every combination of the seal's matrix: about five hours of CPU time.

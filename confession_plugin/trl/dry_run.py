@@ -29,7 +29,7 @@ def show(script: Any, args: Any, model: Any, run: Run) -> None:
     config = settings.finished(run.config, args, tokenizer, [row])
     run.plugins.hook.confession_configure(config=config)
     prompt = _rendered(tokenizer, row["prompt"], args)
-    name, how = model.model_name_or_path, {"trust_remote_code": model.trust_remote_code}
+    name, how = model.model_name_or_path, _trust(model)
     dry_run.show(
         run.plugins,
         config,
@@ -46,11 +46,14 @@ def _tokenizer(model: Any) -> Any:
     if name is None:
         raise ConfigError("--model_name_or_path: none is given; a dry run shows its context")
     try:
-        return AutoTokenizer.from_pretrained(
-            name, revision=model.model_revision, trust_remote_code=model.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(name, revision=model.model_revision, **_trust(model))
     except Exception as error:
         raise ConfigError(f"--model_name_or_path: no tokenizer of {name} can be loaded: {error}") from error
+
+
+def _trust(model: Any) -> dict[str, bool]:
+    """Older versions of the host have no such argument here."""
+    return {"trust_remote_code": getattr(model, "trust_remote_code", False)}
 
 
 def _first_row(script: Any) -> dict[str, Any]:

@@ -144,7 +144,8 @@ def _answer(trainer: Any, config: Config, row: Mapping[str, Any], seen: Seen, pl
 def end_ids(trainer: Any) -> tuple[int, ...]:
     """Tokens that end a completion by itself, as the host counts truncation."""
     tokenizer = trainer._tokenizer
-    return (*getattr(trainer, "eos_token_ids", (tokenizer.eos_token_id,)), tokenizer.pad_token_id)  # older versions know one
+    ends = getattr(trainer, "eos_token_ids", (tokenizer.eos_token_id,))  # older versions know one
+    return (*ends, tokenizer.pad_token_id)
 
 
 def rewards_of(trainer: Any, seen: Seen) -> list[float | None]:

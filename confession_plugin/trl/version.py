@@ -10,7 +10,7 @@ from confession_plugin import startup
 from confession_plugin.config import Config
 from confession_plugin.errors import HostError
 
-TESTED_VERSIONS = ("1.3.0", "1.6.0", "1.9.0", "1.15.0", "1.16.0")
+TESTED_VERSIONS = ("1.9.0", "1.16.0")
 
 #: What is overridden or called, and the parameters that are relied on.
 SIGNATURES = {
