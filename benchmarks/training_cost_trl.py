@@ -25,7 +25,7 @@ WORLD = ROOT / "examples" / "loophole"
 STEPS, FIRST = 14, 3  # the first steps are warm-up
 
 RUN = """
-import json, sys
+import json, sys, time
 sys.path.insert(0, {world!r})
 import train_trl
 import transformers
@@ -46,8 +46,8 @@ class Counting(Trainer):
         super().__init__(*args, confessions=asked, **kwargs)
 
     def log(self, logs, *args, **kwargs):
-        if "step_time" in logs:
-            steps.append((logs["step_time"], tokens[0]))
+        if "loss" in logs:
+            steps.append((time.perf_counter(), tokens[0]))
         return super().log(logs, *args, **kwargs)
 
 train_trl.GRPOTrainerWithConfessions = Counting
@@ -64,8 +64,8 @@ def measured(out: Path, probability: float) -> tuple[float, float]:
     with (out / "train.log").open("w") as log:
         subprocess.run([sys.executable, "-c", text], check=True, env=environment, stdout=log, stderr=log)
     steps = json.loads((out / "steps.json").read_text())
-    seconds = [one for one, _ in steps[FIRST:]]
-    tokens = [later[1] - before[1] for before, later in zip(steps[FIRST - 1 :], steps[FIRST:], strict=False)]
+    pairs = list(zip(steps[FIRST - 1 :], steps[FIRST:], strict=False))
+    seconds, tokens = ([later[at] - before[at] for before, later in pairs] for at in (0, 1))
     return statistics.median(seconds), statistics.median(tokens)
 
 
