@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from harness import HERE, read_scalars, run_cli
 def test_the_demo_runs_and_shows_its_table(tmp_path: Path) -> None:
     """Two steps are too few for its findings, and it says so; what they are after 63 is the README's."""
     script = HERE.parents[1] / "examples" / "loophole" / "run_trl.sh"
-    result = run_cli(tmp_path, command=("bash", script), env={"OUT": str(tmp_path), "STEPS": "2"}, expect=1)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"OUT": str(tmp_path), "STEPS": "2", "PATH": path}
+    result = run_cli(tmp_path, command=("bash", script), env=environment, expect=1)
     assert "seal holds: grpo" in result.output and "honest after a bluff" in result.output
     assert "P(admits a bluff)" in result.output
     scalars = read_scalars(tmp_path / "tensorboard")
