@@ -263,7 +263,7 @@ def plots(lines: Sequence[Line], folder: Path) -> None:
             for metric in ("recall", "false_alarm")
             for nested in (1, 4)
         }
-        if any(one.n for points in curves.values() for _, one in points):
+        if _has_a_line(curves):
             said = {"q1": "false accept q1 (q2 = 0)", "q2": "false reject q2 (q1 = 0)"}[which]
             # Lying pays no more than honesty while 1 - q2 > q1: for one kind of error alone, up to 1.
             draw(folder / f"judge_{which}.png", f"Honesty under a judge's {said}", said, curves, 1.0)
@@ -272,8 +272,13 @@ def plots(lines: Sequence[Line], folder: Path) -> None:
         METRICS[metric]: [(at, weight(f"lambda={at:g}", metric)) for at in LAMBDAS]
         for metric in ("recall", "false_alarm", "violation", "answer_reward")
     }
-    if any(one.n for points in curves.values() for _, one in points):
+    if _has_a_line(curves):
         draw(folder / "coupling.png", "An admission in the answer's reward (UNSEALED)", "lambda", curves, 0.0)
+
+
+def _has_a_line(curves: Mapping[str, Sequence[tuple[float, Interval]]]) -> bool:
+    """Two points of one curve at least."""
+    return any(sum(one.n > 0 for _, one in points) > 1 for points in curves.values())
 
 
 def filled(template: str, lines: Sequence[Line]) -> str:

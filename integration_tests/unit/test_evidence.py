@@ -268,10 +268,10 @@ def test_the_page_and_its_plots(tmp_path: Path) -> None:
 
     arms = [f"q1={q},q2=0.0,K={nested}" for q in (0.0, 0.1) for nested in (1, 4)]
     lines = [line_of("judge_error", arm, seed, recall=0.9, false_alarm=0.1) for arm in arms for seed in range(2)]
-    lines += [line_of("coupling", "lambda=0.5", 0, recall=0.9, violation=0.2)]
+    lines += [line_of("coupling", f"lambda={at}", 0, recall=0.9, violation=0.2) for at in (0.5, 1)]
     lines += [line_of("arms", "confessions", seed, honesty=0.5 + seed / 10, count_broken=0.4) for seed in range(2)]
     plots(lines, tmp_path)
-    names = {"arms.png", "kinds.png", "judge_q1.png", "judge_q2.png", "coupling.png"}
+    names = {"arms.png", "kinds.png", "judge_q1.png", "coupling.png"}  # of q2 there is one point
     assert {path.name for path in tmp_path.iterdir()} == names
     page = filled((EVIDENCE / "evidence.md.in").read_text(), lines)
     assert "{{" not in page and page.count("Not run yet.") == len(GRIDS) - 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -470,6 +471,15 @@ LOAD = Load(
 )
 
 
+def test_a_row_of_its_own_reads_prompt_and_answer_again() -> None:
+    """0.25 x (400 + 1024) of 4096 behind the answer; 0.25 x (4096 + 400 + 1024) of 4096 as another row."""
+    assert "up to 9% more tokens through the model" in dict(forecast(LOAD))["training"]
+    assert (
+        "up to 34% more tokens through the model"
+        in dict(forecast(dataclasses.replace(LOAD, own_rows=True)))["training"]
+    )
+
+
 def test_the_forecast() -> None:
     rows = dict(forecast(LOAD))
     assert rows["judge calls"] == "256 a step (128 groups x 8 answers x 0.25 x 1)"
@@ -482,8 +492,6 @@ def test_the_forecast() -> None:
 
 
 def test_the_forecast_of_micro_batches_by_length() -> None:
-    import dataclasses
-
     fits = dict(forecast(dataclasses.replace(LOAD, max_micro_batch=8192)))["micro-batches"]
     assert fits.endswith("the longest sample fits")
     assert "LONGER" in dict(forecast(dataclasses.replace(LOAD, max_micro_batch=5000)))["micro-batches"]
